@@ -1,0 +1,96 @@
+"""A Recipe: every hyper-parameter that changes what is trained, in coordinates that carry over between model sizes.
+
+It knows nothing of hardware: ranks, micro-batches and ZeRO stages belong to a Shape and never change a result.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LossName = Literal["circle", "infonce", "ntxent", "supcon", "triplet"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ContrastiveRecipe(_Frozen):
+    """The DCR stage: a contrastive loss at the output of one middle layer (arXiv 2603.03323)."""
+
+    layer_depth: float = Field(0.5, gt=0, le=1, description="l/L, the layer's depth as a share of all layers")
+    loss: LossName = Field("circle", description="which contrastive loss")
+    pairing: Literal["per_anchor", "all_pairs"] = Field("per_anchor", description="one loss term per anchor, or one for the batch")
+    margin: float = Field(0.25, gt=0, lt=1, description="margin m of the circle and triplet losses")
+    scale: float = Field(32.0, gt=0, le=1024, description="gamma of the circle loss, 1/temperature of InfoNCE, NT-Xent and SupCon")
+    strength: float = Field(
+        1.6e-4, gt=0, le=1, description="learning rate x scale; the two act together, so the product is what is searched"
+    )
+    epochs: float = Field(1.0, gt=0, le=100, description="passes over the seemingly toxic training prompts")
+    batch_size: int = Field(32, ge=4, le=4096, description="prompts per step over all ranks")
+    toxic_share: float = Field(0.5, gt=0, lt=1, description="share of toxic prompts in a batch")
+    pooling: Literal["last", "mean"] = Field("last", description="token whose state stands for the prompt")
+    centering: Literal["none", "batch"] = Field("batch", description="what is subtracted from the states before the cosine")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    max_prompt_tokens: int = Field(256, ge=8, le=8192)
+
+    @property
+    def learning_rate(self) -> float:
+        return self.strength / self.scale
+
+    def layer(self, layer_count: int) -> int:
+        """The layer l in 1..L whose output carries the loss."""
+        return min(layer_count, max(1, round(self.layer_depth * layer_count)))
+
+    @model_validator(mode="after")
+    def _both_classes_in_a_batch(self) -> ContrastiveRecipe:
+        toxic = self.toxic_per_batch
+        if min(toxic, self.batch_size - toxic) < 2:
+            raise ValueError(
+                f"a batch of {self.batch_size} with toxic_share {self.toxic_share} holds {toxic} toxic prompts; "
+                "both classes need at least 2"
+            )
+        return self
+
+    @property
+    def toxic_per_batch(self) -> int:
+        return round(self.batch_size * self.toxic_share)
+
+
+class LoraRecipe(_Frozen):
+    """Low-rank adapters instead of full fine-tuning; merged into the weights when the stage ends."""
+
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj"), min_length=1)
+
+
+class SftRecipe(_Frozen):
+    """The safety SFT stage: general instructions and safety pairs, next-token loss."""
+
+    learning_rate: float = Field(3e-5, gt=0, le=1)
+    epochs: float = Field(1.0, gt=0, le=100)
+    batch_size: int = Field(8, ge=1, le=4096, description="sequences per step over all ranks")
+    max_tokens: int = Field(256, ge=16, le=131072, description="longer sequences are cut")
+    mask_prompt: bool = Field(True, description="loss on the answer only")
+    safety_share: float | None = Field(
+        None, gt=0, lt=1, description="share of safety pairs; none takes the pairs as they are"
+    )
+    lora: LoraRecipe | None = Field(None, description="none means full fine-tuning")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    final_lr_share: float = Field(0.1, ge=0, le=1, description="learning rate at the last step, as a share of the highest")
+    gradient_clip: float = Field(1.0, gt=0)
+
+
+class Recipe(_Frozen):
+    """One full set of hyper-parameters. Without `dcr` it is the STL baseline: safety SFT alone."""
+
+    dcr: ContrastiveRecipe | None = Field(default_factory=ContrastiveRecipe)
+    sft: SftRecipe = Field(default_factory=SftRecipe)
+    system_prompt: str | None = Field(None, description="none keeps the chat template's own default")
+    seed: int = Field(0, ge=0)

@@ -1,0 +1,321 @@
+"""A StudySpec: base model x data x search space x objectives x budget, as one YAML in search_spaces/ says it.
+
+It checks everything that can be known from the text alone. Whether files, models, memory and a cluster are there is
+known only to `preflight`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dcr_ray.errors import InputError, Problem, nearest_name
+from dcr_ray.fingerprint import digest
+from dcr_ray.recipe import Recipe
+from dcr_ray.shape import Shape
+from dcr_ray.space import Dimension, Space, recipe_paths, space_problems, with_values
+
+Direction = Literal["maximize", "minimize"]
+
+METRICS = ("compliance", "defense", "perplexity")
+"""What the evaluation of a finished trial yields, and so what objectives and constraints may name."""
+
+HALVING_METRICS = ("held_out_auroc", "held_out_margin", "held_out_within_cosine", "held_out_across_cosine")
+"""What the DCR stage yields before SFT and generation are paid for."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SetChoice(_Section):
+    """A data set by name or file, or the part of it that is wanted."""
+
+    set: str
+    limit: int | None = Field(None, ge=1, description="how many rows, the same ones every time")
+
+
+class _Sets(_Section):
+    """Several sets a field; a bare name stands for the whole set."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bare_names(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return [{"set": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+class TrainData(_Sets):
+    seemingly_toxic: tuple[SetChoice, ...] = Field(description="harmless prompts that look harmful, for the DCR stage")
+    toxic: tuple[SetChoice, ...] = Field(description="harmful prompts, for the DCR stage")
+    general: tuple[SetChoice, ...] = Field(description="instructions with good answers, for SFT")
+    safety: tuple[SetChoice, ...] = Field(description="harmful prompts with refusals, for SFT")
+
+
+class EvaluationData(_Sets):
+    compliance: tuple[SetChoice, ...] = Field(description="prompts that should be answered")
+    defense: tuple[SetChoice, ...] = Field(description="prompts that should be refused")
+    capability: tuple[SetChoice, ...] = Field(description="instructions with answers, for perplexity")
+
+
+class DataSpec(_Section):
+    root: str | None = Field(None, description="folder with the original files of the sets; none asks the hub")
+    fold: int = Field(0, ge=0, description="which grouped fold is the test split; the next one is the search split")
+    folds: int = Field(5, ge=3, le=20)
+    train: TrainData
+    evaluate: EvaluationData
+
+
+class Bound(_Section):
+    """A limit on a metric, absolute or relative to the STL baseline's value."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    at_least_baseline_plus: float | None = Field(None, description="a negative number allows a loss")
+    at_most_baseline_times: float | None = Field(None, gt=0)
+
+    @property
+    def needs_baseline(self) -> bool:
+        return self.at_least_baseline_plus is not None or self.at_most_baseline_times is not None
+
+    def violation(self, value: float, baseline: float | None) -> float:
+        """How far `value` is beyond the limit; 0 or less is feasible (Optuna's convention).
+
+        Raises ValueError for a relative bound without a baseline.
+        """
+        if self.needs_baseline and baseline is None:
+            raise ValueError("a bound relative to the baseline needs the baseline's value")
+        excesses = []
+        if self.at_least is not None:
+            excesses.append(self.at_least - value)
+        if self.at_most is not None:
+            excesses.append(value - self.at_most)
+        if self.at_least_baseline_plus is not None:
+            excesses.append(baseline + self.at_least_baseline_plus - value)
+        if self.at_most_baseline_times is not None:
+            excesses.append(value - baseline * self.at_most_baseline_times)
+        return max(excesses)
+
+
+class SearchSpec(_Section):
+    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    trials: int = Field(ge=1, le=1_000_000, description="searched trials; the STL baseline comes on top")
+    startup_trials: int = Field(10, ge=1, description="random trials before the sampler learns")
+    seed: int = Field(0, ge=0)
+    concurrent: int = Field(2, ge=1, description="trials under way at the same time")
+    storage: str | None = Field(None, description="an RDB URL for Optuna; none keeps a journal file in the study's folder")
+    max_failed_share: float = Field(0.5, gt=0, le=1, description="the study stops when more of its trials fail")
+
+
+class HalvingSpec(_Section):
+    """Asynchronous successive halving on a figure that is there after the DCR stage (Li et al., arXiv 1810.05934)."""
+
+    metric: str = "held_out_margin"
+    direction: Direction = "maximize"
+    reduction_factor: float = Field(2.0, gt=1, description="the best 1/reduction_factor of the trials so far go on")
+    min_trials: int = Field(3, ge=1, description="figures needed before any trial is stopped")
+
+
+class EvaluationSpec(_Section):
+    engine: Literal["vllm", "transformers"] = "vllm"
+    max_tokens: int = Field(32, ge=1, le=8192, description="token cap of an answer")
+    max_model_tokens: int = Field(512, ge=64, description="longest prompt and answer together")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Resources(_Section):
+    """What Ray reserves. None is filled from the machine or cluster."""
+
+    worker_groups: int = Field(1, ge=1)
+    engines: int = Field(1, ge=1)
+    cpus_per_rank: float = Field(1, gt=0)
+    gpus_per_rank: float | None = Field(None, ge=0)
+    threads_per_rank: int | None = Field(None, ge=1)
+    cpus_per_engine: float = Field(1, gt=0)
+    gpus_per_engine: float | None = Field(None, ge=0)
+    threads_per_engine: int | None = Field(None, ge=1)
+    kv_cache_mib: int = Field(256, ge=16, description="vLLM's cache of keys and values, on the CPU")
+
+
+class TrackingSpec(_Section):
+    uri: str | None = Field(None, description="MLflow tracking URI; none keeps an sqlite file in the study's folder")
+
+
+class StudySpec(_Section):
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the study and of its folder")
+    model: str = Field("smollm2-135m-instruct", description="built-in name, hub id or local folder")
+    data: DataSpec
+    recipe: dict[str, Any] = Field(default_factory=dict, description="values of the recipe that are not searched")
+    space: dict[str, Any] = Field(description="coordinates that are searched")
+    objectives: dict[str, Direction] = Field(min_length=1)
+    constraints: dict[str, Bound] = Field(default_factory=dict)
+    search: SearchSpec
+    halving: HalvingSpec | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    shape: Shape = Shape()
+    resources: Resources = Resources()
+    tracking: TrackingSpec = TrackingSpec()
+    storage: str | None = Field(None, description="folder of studies and caches; none means $DCR_RAY_STORAGE or ./runs")
+    reports: str = Field("reports", description="folder that gets a folder with report and plots for the study")
+
+    @property
+    def dimensions(self) -> Space:
+        return _parse_space(self.space)[0]
+
+    def base_recipe(self) -> Recipe:
+        """The recipe with none of its searched coordinates set."""
+        return Recipe.model_validate(self.recipe)
+
+    def searched_recipe(self, params: dict[str, Any]) -> Recipe:
+        """The recipe at one point of the space. Raises pydantic.ValidationError for a point no recipe allows."""
+        return Recipe.model_validate(with_values(self.recipe, params))
+
+    def baseline_recipe(self) -> Recipe:
+        """Safety SFT alone, with the SFT settings that are not searched."""
+        return self.base_recipe().model_copy(update={"dcr": None})
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same study. Trial budget, hardware and folders may change between runs."""
+        plain = self.model_dump(mode="json")
+        kept = ("model", "recipe", "space", "objectives", "constraints", "halving", "evaluation")
+        identity = {key: plain[key] for key in kept}
+        identity["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
+        return identity
+
+    def fingerprint(self) -> str:
+        return digest(self.identity())
+
+    def as_yaml(self) -> str:
+        """The study in full, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
+    """Read a YAML file, apply `a.b=c` overrides, and check it. Raises InputError with every problem found."""
+    path = Path(path)
+    if not path.is_file():
+        near = nearest_name(path.name, [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
+        raise InputError([Problem("spec", f"no file {path}", "a YAML file", near)])
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError([Problem(str(path), f"text that is not YAML ({' '.join(str(error).split())})", "a YAML mapping")]) from error
+    if not isinstance(raw, dict):
+        raise InputError([Problem(str(path), f"a {type(raw).__name__}", "a YAML mapping with the keys of a study")])
+    return parse_study(apply_overrides(raw, overrides or []))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`a.b=c` pairs onto nested mappings; the value is read as YAML. Raises InputError for a pair without `=`."""
+    problems = [Problem("--set", repr(item), "a.b=value") for item in overrides if not re.match(r"^[\w.-]+=", item)]
+    if problems:
+        raise InputError(problems)
+    for item in overrides:
+        key, _, text = item.partition("=")
+        # A search space's keys hold dots themselves: space.dcr.scale is the entry 'dcr.scale' of space.
+        head, _, rest = key.partition(".")
+        if head == "space" and rest:
+            path = next((p for p in sorted(recipe_paths(), key=len, reverse=True) if rest == p or rest.startswith(p + ".")), rest)
+            entry = raw.setdefault("space", {})
+            tail = rest[len(path) + 1:]
+            entry[path] = with_values(dict(entry.get(path) or {}), {tail: yaml.safe_load(text)}) if tail else yaml.safe_load(text)
+        else:
+            raw = with_values(raw, {key: yaml.safe_load(text)})
+    return raw
+
+
+def parse_study(raw: dict[str, Any]) -> StudySpec:
+    """Check a study's plain form. Raises InputError with every problem found in any section."""
+    problems: list[Problem] = []
+    spec: StudySpec | None = None
+    try:
+        spec = StudySpec.model_validate(raw)
+    except ValidationError as error:
+        problems += problems_of(error, StudySpec)
+    recipe = raw.get("recipe") or {}
+    if isinstance(recipe, dict):
+        try:
+            Recipe.model_validate(recipe)
+        except ValidationError as error:
+            problems += problems_of(error, Recipe, "recipe")
+    if isinstance(raw.get("space"), dict):
+        space, space_errors = _parse_space(raw["space"])
+        problems += space_errors + space_problems(space, recipe if isinstance(recipe, dict) else {})
+        problems += _sampler_problems(space, raw)
+    problems += _metric_problems(raw)
+    if problems:
+        raise InputError(problems)
+    return spec
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Problem]:
+    """Pydantic's errors as Problems, with the nearest known name for an unknown key."""
+    problems = []
+    for entry in error.errors():
+        # Pydantic marks the tuple positions and union arms; the path in the YAML has only keys and list indices.
+        path = ".".join(str(part) for part in (prefix, *entry["loc"]) if str(part))
+        if entry["type"] == "extra_forbidden":
+            known = list(_fields_at(model, entry["loc"][:-1]))
+            name = str(entry["loc"][-1])
+            problems.append(Problem(path, f"unknown key '{name}'", ", ".join(known), nearest_name(name, known)))
+        elif entry["type"] == "missing":
+            problems.append(Problem(path, "nothing", "a value (this key is required)"))
+        else:
+            problems.append(Problem(path or "spec", repr(entry["input"])[:80], entry["msg"].removeprefix("Value error, ")))
+    return problems
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    node: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = getattr(node, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(getattr(node, "model_fields", {}))
+
+
+def _parse_space(raw: dict[str, Any]) -> tuple[Space, list[Problem]]:
+    space: Space = {}
+    problems: list[Problem] = []
+    for path, entry in raw.items():
+        try:
+            space[path] = Dimension.model_validate(entry)
+        except ValidationError as error:
+            problems += problems_of(error, Dimension, f"space.{path}")
+    return space, problems
+
+
+def _metric_problems(raw: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for section in ("objectives", "constraints"):
+        for name in raw.get(section) if isinstance(raw.get(section), dict) else ():
+            if name not in METRICS:
+                problems.append(Problem(f"{section}.{name}", f"'{name}'", ", ".join(METRICS), nearest_name(name, METRICS)))
+    for name, bound in (raw.get("constraints") or {}).items() if isinstance(raw.get("constraints"), dict) else ():
+        if isinstance(bound, dict) and not any(value is not None for value in bound.values()):
+            problems.append(Problem(f"constraints.{name}", "no limit", ", ".join(Bound.model_fields)))
+    halving = raw.get("halving")
+    if isinstance(halving, dict) and halving.get("metric", HALVING_METRICS[0]) not in HALVING_METRICS:
+        found = str(halving["metric"])
+        problems.append(Problem("halving.metric", f"'{found}'", ", ".join(HALVING_METRICS), nearest_name(found, HALVING_METRICS)))
+    return problems
+
+
+def _sampler_problems(space: Space, raw: dict[str, Any]) -> list[Problem]:
+    sampler = (raw.get("search") or {}).get("sampler") if isinstance(raw.get("search"), dict) else None
+    problems = []
+    for path, dimension in space.items():
+        if sampler in ("grid", "gp") and dimension.when:
+            fix = "Drop the condition, or use the sampler tpe, nsga2 or random."
+            problems.append(Problem(f"space.{path}.when", f"a condition under the sampler '{sampler}'", "no conditions", fix))
+        if sampler == "grid" and dimension.choices is None and dimension.step is None:
+            problems.append(Problem(f"space.{path}", "a continuous range under the sampler 'grid'", "choices, or a step"))
+    return problems
