@@ -80,6 +80,18 @@ def sample(space: Space, trial: Suggests) -> dict[str, Value]:
     return params
 
 
+def grid_points(space: Space) -> dict[str, list[Value]]:
+    """Every value of every coordinate: choices as they are, stepped ranges from low to high."""
+    points = {}
+    for path, dimension in space.items():
+        if dimension.choices is not None:
+            points[path] = list(dimension.choices)
+        else:
+            count = int(round((dimension.high - dimension.low) / dimension.step, 9))
+            points[path] = [dimension.low + index * dimension.step for index in range(count + 1)]
+    return points
+
+
 def with_values(base: dict[str, Any], params: dict[str, Value]) -> dict[str, Any]:
     """A copy of the nested `base` with each dotted path of `params` set."""
     result = {key: with_values(value, {}) if isinstance(value, dict) else value for key, value in base.items()}

@@ -7,6 +7,7 @@ known only to `preflight`.
 from __future__ import annotations
 
 import re
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from dcr_ray.errors import InputError, Problem, nearest_name
 from dcr_ray.fingerprint import digest
 from dcr_ray.recipe import Recipe
 from dcr_ray.shape import Shape
-from dcr_ray.space import Dimension, Space, recipe_paths, space_problems, with_values
+from dcr_ray.space import Dimension, Space, grid_points, recipe_paths, space_problems, with_values
 
 Direction = Literal["maximize", "minimize"]
 
@@ -318,4 +319,8 @@ def _sampler_problems(space: Space, raw: dict[str, Any]) -> list[Problem]:
             problems.append(Problem(f"space.{path}.when", f"a condition under the sampler '{sampler}'", "no conditions", fix))
         if sampler == "grid" and dimension.choices is None and dimension.step is None:
             problems.append(Problem(f"space.{path}", "a continuous range under the sampler 'grid'", "choices, or a step"))
+    trials = raw["search"].get("trials") if sampler == "grid" and not problems else None
+    points = prod(len(values) for values in grid_points(space).values()) if isinstance(trials, int) else 0
+    if isinstance(trials, int) and trials > points:
+        problems.append(Problem("search.trials", f"{trials}", f"at most {points}, the number of points of the grid"))
     return problems

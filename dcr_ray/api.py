@@ -1,0 +1,120 @@
+"""The Python API: a Study that is loaded, planned, run and asked for its results.
+
+    from dcr_ray import Study
+    study = Study.from_yaml("search_spaces/quickstart.yaml")
+    results = study.run()
+    results.to_frame(); results.pareto(); results.checkpoint(results.best())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.pareto import pareto_front
+from dcr_ray.preflight import study_folder
+from dcr_ray.study import Direction, StudySpec, load_study, parse_study
+from dcr_ray.trial import Trial
+
+if TYPE_CHECKING:
+    import pandas
+
+    from dcr_ray.planning.plan import StudyPlan
+
+
+@dataclass(frozen=True)
+class Results:
+    """The trials of a study, ended or not, and the ways to look at them."""
+
+    trials: tuple[Trial, ...]
+    objectives: dict[str, Direction]
+    report: Path | None = None
+    complete: bool = False
+    stopped: str | None = None
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a trial: name, role, state, feasible, reason, then `params.*`, `metrics.*` and `seconds.*`."""
+        import pandas
+
+        rows = []
+        for trial in self.trials:
+            row: dict[str, Any] = {name: getattr(trial, name) for name in ("name", "role", "state", "feasible", "reason")}
+            for group in ("params", "metrics", "seconds"):
+                row |= {f"{group}.{name}": value for name, value in getattr(trial, group).items()}
+            rows.append(row | {"checkpoint": self.checkpoint(trial) if trial.stages else None})
+        return pandas.DataFrame(rows)
+
+    def baseline(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.role == "baseline"), None)
+
+    def pareto(self) -> list[Trial]:
+        """Complete, feasible trials that no other beats on every objective."""
+        return pareto_front(list(self.trials), self.objectives)
+
+    def best(self) -> Trial | None:
+        """The trial on the front that the report recommends, or None while the front is empty."""
+        from dcr_ray.report.verdict import choose
+
+        chosen = choose(list(self.trials), self.objectives)
+        return chosen[0] if chosen else None
+
+    def checkpoint(self, trial: Trial) -> str | None:
+        """The trial's model as a Hugging Face folder, ready for `transformers` and `vllm`; None if it has none."""
+        from dcr_ray.report.loading import checkpoint_folder
+
+        return checkpoint_folder(trial)
+
+
+class Study:
+    """A study that is specified. Nothing runs before `run`."""
+
+    def __init__(self, spec: StudySpec):
+        self.spec = spec
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Study:
+        """Load a YAML file; `overrides` are `a.b=value` strings. Raises InputError with every problem."""
+        return cls(load_study(path, list(overrides)))
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Study:
+        """Build a study from plain values of the YAML's form. Raises InputError with every problem."""
+        return cls(parse_study(plain))
+
+    @classmethod
+    def open(cls, name: str, storage: str | Path | None = None) -> Study:
+        """A study that has been run, by its name. Raises InputError for a name that the storage does not have."""
+        from dcr_ray.stored import open_spec
+
+        return cls(open_spec(name, storage))
+
+    def plan(self) -> StudyPlan:
+        """What it will take. Takes nothing itself."""
+        from dcr_ray.planning.plan import plan_study
+
+        return plan_study(self.spec)
+
+    def run(self, address: str | None = None) -> Results:
+        """Run it, or go on with it: here, or on the Ray at `address` or $RAY_ADDRESS. Blocks until it ends.
+
+        Raises InputError before anything is started.
+        """
+        from dcr_ray.sweep import sweep
+
+        done = sweep(self.spec, address=address)
+        return Results(done.trials, self.spec.objectives, done.report, done.complete, done.stopped)
+
+    def results(self) -> Results:
+        """What there is by now, also while it runs elsewhere."""
+        from dcr_ray.search.journal import read_trials
+
+        folder = study_folder(self.spec)
+        if not folder.is_dir():
+            raise InputError([Problem("study", f"no study '{self.spec.study}' in {folder.parent}", "a study that has begun")])
+        trials = tuple(read_trials(self.spec, folder))
+        searched = [trial for trial in trials if trial.role == "search" and trial.state in ("complete", "pruned", "failed")]
+        return Results(trials, self.spec.objectives, complete=len(searched) >= self.spec.search.trials)
+

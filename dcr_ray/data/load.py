@@ -1,0 +1,180 @@
+"""From the name of a set to its prompts or pairs, each row in the split it belongs to.
+
+A row's own split is kept where the file has one; otherwise its group decides (see `splits`). The rows come in the
+file's order. Nothing is fetched here: a missing file is an error that says how to get it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from dcr_ray.data.dataset import DataSet
+from dcr_ray.data.examples import SPLITS, Pair, Prompt, Split
+from dcr_ray.data.normalise import text_digest
+from dcr_ray.data.overlap import near_families
+from dcr_ray.data.readers import Row
+from dcr_ray.data.sets import find_set
+from dcr_ray.data.splits import fold_split, in_part, keep
+from dcr_ray.errors import InputError, Problem, nearest_name
+
+
+def load_prompts(
+    name: str,
+    *,
+    split: Split | None = None,
+    root: Path | str | None = None,
+    fold: int = 0,
+    folds: int = 5,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Prompt]:
+    """The prompts of a set, of all its splits where `split` is none; of a set of pairs, the prompts alone.
+
+    `limit` keeps at most so many of them, each kind with its share, chosen by `seed`; a smaller limit gives a subset.
+    Raises InputError for an unknown set, a missing file, malformed rows and an empty split.
+    """
+    rows = _load(name, split, root, fold, folds, limit).rows
+    return keep([_prompt(row) for row in rows if split in (None, row.split)], limit, seed)
+
+
+def load_pairs(
+    name: str,
+    *,
+    split: Split | None = None,
+    root: Path | str | None = None,
+    fold: int = 0,
+    folds: int = 5,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Pair]:
+    """The prompts with responses of a set; arguments and errors as for `load_prompts`.
+
+    Raises InputError also for a set that holds prompts only.
+    """
+    loaded = _load(name, split, root, fold, folds, limit)
+    if loaded.holds == "prompts":
+        raise InputError([Problem(f"data set '{name}'", "prompts without responses", "a set that holds pairs")])
+    return keep([row.pair for row in loaded.rows if split in (None, row.split)], limit, seed)
+
+
+def load_splits(
+    name: str, *, root: Path | str | None = None, fold: int = 0, folds: int = 5
+) -> dict[Split, list[Prompt] | list[Pair]]:
+    """Every split of a set, empty ones too, as pairs where the set holds them. Errors as for `load_prompts`."""
+    loaded = _load(name, None, root, fold, folds, None)
+    return {
+        split: [row.pair if loaded.holds == "pairs" else _prompt(row) for row in loaded.rows if row.split == split]
+        for split in SPLITS
+    }
+
+
+class _Placed(NamedTuple):
+    pair: Pair
+    split: Split
+
+
+class _Loaded(NamedTuple):
+    holds: str
+    rows: list[_Placed]
+
+
+def _prompt(row: _Placed) -> Prompt:
+    id, prompt, _, kind, group, source = row.pair
+    return Prompt(id, prompt, kind, group, source)
+
+
+def _load(
+    name: str, split: str | None, root: Path | str | None, fold: int, folds: int, limit: int | None
+) -> _Loaded:
+    problems = _argument_problems(split, fold, folds, limit)
+    try:
+        data_set = find_set(name)
+    except InputError as error:
+        raise InputError([*problems, *error.problems]) from None
+    path = data_set.path(root)
+    if not path.is_file():
+        problems.append(_missing(data_set, path))
+    if problems:
+        raise InputError(problems)
+    rows = data_set.reader(path)
+    problems = _row_problems(rows, path, data_set)
+    if problems:
+        raise InputError(problems)
+    holds = data_set.holds
+    if data_set.origin == "user":
+        holds = "pairs" if rows[0].response is not None else "prompts"
+    placed = _place(rows, data_set, fold, folds)
+    if not any(split in (None, row.split) for row in placed):
+        counts = Counter(row.split for row in placed)
+        found = f"no rows in split '{split}' of {len(placed)} rows" if split else f"no rows of this set in {path}"
+        has = ", ".join(f"{each} ({counts[each]})" for each in SPLITS if counts[each]) or "none"
+        raise InputError([Problem(f"data set '{name}'", found, f"a split with rows: {has}")])
+    return _Loaded(holds, placed)
+
+
+def _place(rows: list[Row], data_set: DataSet, fold: int, folds: int) -> list[_Placed]:
+    placed = []
+    seen: Counter[str] = Counter()
+    digests = [text_digest(row.prompt) for row in rows]
+    families = near_families([row.prompt for row in rows]) if data_set.near_duplicates_stay_together else digests
+    for row, digest, family in zip(rows, digests, families, strict=True):
+        group = row.group or family
+        id = row.id
+        if not id:
+            seen[digest] += 1
+            id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if data_set.skip_empty_responses and not row.response:
+            continue
+        if data_set.part is not None and not in_part(group, data_set.part):
+            continue
+        pair = Pair(id, row.prompt, row.response or "", row.kind, group, data_set.name)
+        placed.append(_Placed(pair, row.split or fold_split(group, fold, folds)))
+    return placed
+
+
+def _argument_problems(split: str | None, fold: int, folds: int, limit: int | None) -> list[Problem]:
+    problems = []
+    if split is not None and split not in get_args(Split):
+        problems.append(Problem("split", f"'{split}'", ", ".join(SPLITS), nearest_name(split, SPLITS)))
+    if folds < 3:
+        problems.append(Problem("folds", str(folds), "3 or more: one for test, one for search, the rest for training"))
+    elif not 0 <= fold < folds:
+        problems.append(Problem("fold", str(fold), f"0 to {folds - 1}"))
+    if limit is not None and limit < 1:
+        problems.append(Problem("limit", str(limit), "1 or more, or none"))
+    return problems
+
+
+def _missing(data_set: DataSet, path: Path) -> Problem:
+    found = f"no file {path} for the set '{data_set.name}'"
+    if data_set.origin == "user":
+        return Problem("data set", found, "the path of a file that exists")
+    if data_set.origin == "package":
+        return Problem("data set", found, "a file of the installed package", "Install dcr_ray again")
+    if data_set.origin is None:
+        fix = f"It cannot be fetched: put it below the folder that data.root names, as {data_set.file}"
+        return Problem("data.root", found, "the set's file in its original layout", fix)
+    fix = f"Run `dcr-ray data fetch {data_set.name}`, or set data.root to a folder that holds {data_set.file}"
+    return Problem("data.root", found, f"the file from {data_set.origin}", fix)
+
+
+def _row_problems(rows: list[Row], path: Path, data_set: DataSet) -> list[Problem]:
+    problems = []
+    own_split = any(row.split for row in rows)
+    first_with: dict[str, int] = {}
+    for row in rows:
+        where = f"{path}, row {row.number}"
+        if not row.prompt:
+            problems.append(Problem(where, "an empty prompt", "a text"))
+        if row.response == "" and not data_set.skip_empty_responses:
+            problems.append(Problem(where, "an empty response", "a text"))
+        if row.id and first_with.setdefault(row.id, row.number) != row.number:
+            problems.append(Problem(where, f"the id '{row.id}' of row {first_with[row.id]}", "an id of its own"))
+        if own_split and row.split not in SPLITS:
+            found = f"the split '{row.split}'" if row.split else "no split, while other rows name one"
+            problems.append(Problem(where, found, ", ".join(SPLITS), nearest_name(row.split, SPLITS)))
+    if data_set.holds == "pairs" and rows and rows[0].response is None:
+        problems.append(Problem(str(path), "no responses", "a response for every prompt"))
+    return problems

@@ -1,0 +1,127 @@
+"""What an engine yields for one prompt, and the rules that every engine keeps. It knows no engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from dcr_ray.errors import InputError, Problem
+
+TOP_LOGPROBS = 20
+"""How many first-token logprobs are kept; also how many a canary holds for each prompt."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+FinishReason = Literal["stop", "length"]
+Progress = Callable[[int, int], None]
+"""Called with (prompts finished, prompts in all)."""
+
+_SHAPE_FIELDS = (
+    "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings",
+)  # fmt: skip
+
+
+class Generation(NamedTuple):
+    """One greedy response. `token_count` includes the stop token, the text does not hold it."""
+
+    text: str
+    token_count: int
+    finish_reason: FinishReason
+    first_token_logprobs: dict[int, float]
+
+
+class Engine(Protocol):
+    """One loaded model that answers greedily, and whose weights can be exchanged for others of its architecture."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def load(self, checkpoint_dir: Path | str) -> None:
+        """Exchange the weights, and prove it by `prove_live`. Raises InputError and StaleWeights."""
+
+    def prove_live(
+        self, checkpoint_dir: Path | str, *, without_canary: Literal["compute", "skip"] = "compute"
+    ) -> float | None:
+        """Largest difference to the checkpoint's canary. Raises StaleWeights where it is beyond the tolerance."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int = TOP_LOGPROBS,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """Greedy responses in the order of the prompts."""
+
+    def sequence_logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """For each (token ids, n_prompt): log-probability in nats of all tokens after the first n_prompt."""
+
+    def close(self) -> None: ...
+
+
+def end_tokens(model_dir: Path | str, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer, from the folder's generation_config.json and config.json and the tokenizer.
+
+    Both engines stop at the same tokens, whatever their libraries would take for the end by themselves.
+    """
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(model_dir) / name
+        if path.exists():
+            end = json.loads(path.read_text()).get("eos_token_id")
+            found.update(end if isinstance(end, list) else [end])
+    return frozenset(found - {None})
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, max_model_len: int) -> None:
+    """Raises InputError that names every prompt which is empty, or leaves no room for `new_tokens`."""
+    problems = [
+        Problem(
+            f"prompt {index}",
+            f"{len(prompt)} tokens",
+            f"1 to {max_model_len - new_tokens} tokens",
+            f"{new_tokens} more are to be generated and the engine holds {max_model_len}",
+        )
+        for index, prompt in enumerate(prompts)
+        if not 1 <= len(prompt) <= max_model_len - new_tokens
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def check_sequences(sequences: Sequence[tuple[list[int], int]], max_model_len: int) -> None:
+    """Raises InputError that names every sequence that is too long or has nothing before or after its prompt."""
+    problems = [
+        Problem(
+            f"sequence {index}",
+            f"{len(tokens)} tokens with a prompt of {n_prompt}",
+            f"a prompt of 1 token or more, at least one token after it, and {max_model_len} tokens in all at most",
+        )
+        for index, (tokens, n_prompt) in enumerate(sequences)
+        if not 1 <= n_prompt < len(tokens) <= max_model_len
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def check_same_shape(model_dir: Path | str, checkpoint_dir: Path | str) -> None:
+    """Raises InputError where a checkpoint's config differs from the loaded model's in what gives weights their shape.
+
+    Fields that one of the two leaves to its default are not compared; the canary still is.
+    """
+    path = Path(checkpoint_dir) / "config.json"
+    if not path.exists():
+        raise InputError([Problem("checkpoint", f"no config.json in {checkpoint_dir}", "a Hugging Face model folder")])
+    loaded = json.loads((Path(model_dir) / "config.json").read_text())
+    other = json.loads(path.read_text())
+    problems = [
+        Problem(f"checkpoint's {field}", str(other.get(field)), f"{loaded.get(field)}, as in the engine's model")
+        for field in _SHAPE_FIELDS
+        if field in loaded and field in other and loaded[field] != other[field]
+    ]
+    if problems:
+        raise InputError(problems)

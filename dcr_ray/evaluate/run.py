@@ -1,0 +1,126 @@
+"""The generate and judge stages as functions of their jobs. They know nothing of Ray, trials or caches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dcr_ray.data.chat import end_token, pair_ids, prompt_ids
+from dcr_ray.errors import StageFailed
+from dcr_ray.evaluate.jobs import GenerateJob, JudgeJob
+from dcr_ray.study import EvaluationSpec
+
+GENERATIONS_FILE = "generations.jsonl"
+VERDICTS_FILE = "verdicts.jsonl"
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def open_engine(spec: EvaluationSpec, model_dir: str, *, threads: int, kv_cache_bytes: int) -> Any:
+    """The engine that the study names, with the base model loaded."""
+    if spec.engine == "transformers":
+        from dcr_ray.evaluate.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model_dir, precision=spec.precision)
+    from dcr_ray.evaluate.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        model_dir,
+        precision=spec.precision,
+        max_model_len=spec.max_model_tokens,
+        kv_cache_bytes=kv_cache_bytes,
+        threads=threads,
+    )
+
+
+def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None) -> dict[str, Any]:
+    """Hand the engine the checkpoint, answer every prompt greedily, score the capability pairs.
+
+    Writes `generations.jsonl` (set, id, text, token_count, finish_reason, first_token_refusal_probability) and returns
+    the stage's metrics and seconds. Raises StaleWeights where the engine does not serve the checkpoint, StageFailed for
+    prompts that it cannot take.
+    """
+    from dcr_ray.evaluate.figures import perplexity
+    from dcr_ray.evaluate.judge import first_token_refusal_probability, refusal_first_tokens
+
+    started = time.perf_counter()
+    engine.load(job.checkpoint_dir)
+    loaded = time.perf_counter()
+    tokenizer = engine.tokenizer
+    items = [(name, prompt) for name, prompts in job.prompts.items() for prompt in prompts]
+    tokens = [prompt_ids(tokenizer, prompt.text, job.system_prompt) for _, prompt in items]
+    pairs = [pair_ids(tokenizer, pair.prompt, pair.response, job.system_prompt) for pair in job.capability]
+    scored = [(ids[: job.max_model_tokens], at) for ids, at in pairs if at < min(len(ids), job.max_model_tokens)]
+    steps = len(items) + len(scored)
+
+    def finished(done: int, _: int) -> None:
+        report({"step": done, "steps": steps})
+
+    try:
+        generations = engine.generate(
+            tokens, max_tokens=job.max_tokens, stop_token_ids=(end_token(tokenizer),), progress=finished
+        )
+        generated = time.perf_counter()
+        logprobs = engine.sequence_logprobs(scored)
+    except InputError as error:
+        raise StageFailed("error", str(error)) from error
+    first_tokens = refusal_first_tokens(tokenizer)
+    with open(Path(job.output_dir) / GENERATIONS_FILE, "w") as file:
+        for (name, prompt), generation in zip(items, generations, strict=True):
+            row = {
+                "set": name,
+                "id": prompt.id,
+                "source": prompt.source,
+                "text": generation.text,
+                "token_count": generation.token_count,
+                "finish_reason": generation.finish_reason,
+                "first_token_refusal_probability": first_token_refusal_probability(generation.first_token_logprobs, first_tokens),
+            }
+            file.write(json.dumps(row) + "\n")
+    try:
+        guard = perplexity(logprobs, [len(ids) - at for ids, at in scored])
+    except ValueError as error:
+        raise StageFailed("diverged", str(error)) from error
+    ended = time.perf_counter()
+    return {
+        "metrics": {"perplexity": guard},
+        "tokens": sum(generation.token_count for generation in generations),
+        "prompts": len(items),
+        "capability_pairs": {"scored": len(scored), "too_long": len(pairs) - len(scored)},
+        "seconds": {
+            "weights_to_engine": loaded - started,
+            "generate": generated - loaded,
+            "score": ended - generated,
+            "total": ended - started,
+        },
+    }
+
+
+def run_judge(job: JudgeJob) -> dict[str, Any]:
+    """Give every generation a verdict. Writes `verdicts.jsonl` (set, id, verdict) and returns the rates as metrics."""
+    from dcr_ray.evaluate.figures import rate_metrics
+    from dcr_ray.evaluate.generation import Generation
+    from dcr_ray.evaluate.judge import Verdict, judge_response
+
+    started = time.perf_counter()
+    texts = {(name, p.source, p.id): p.text for name, prompts in job.prompts.items() for p in prompts}
+    rows = [json.loads(line) for line in (Path(job.generate_dir) / GENERATIONS_FILE).read_text().splitlines()]
+    work = Path(job.output_dir)
+    work.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, float] = {}
+    with open(work / VERDICTS_FILE, "w") as file:
+        for name, counting in (("compliance", Verdict.COMPLIED), ("defense", Verdict.REFUSED)):
+            chosen = [row for row in rows if row["set"] == name]
+            generations = [Generation(row["text"], row["token_count"], row["finish_reason"], {}) for row in chosen]
+            verdicts = [
+                judge_response(texts[name, row["source"], row["id"]], generation)
+                for row, generation in zip(chosen, generations, strict=True)
+            ]
+            for row, verdict in zip(chosen, verdicts, strict=True):
+                file.write(json.dumps({"set": name, "id": row["id"], "source": row["source"], "verdict": verdict}) + "\n")
+            probabilities = [row["first_token_refusal_probability"] for row in chosen]
+            metrics |= rate_metrics(name, verdicts, generations, counting, probabilities)
+    return {"metrics": metrics, "seconds": {"total": time.perf_counter() - started}}

@@ -1,0 +1,172 @@
+"""The fall-back engine: greedy generation with transformers, in left-padded batches.
+
+It answers as the vLLM engine does, some two times slower, and needs nothing but torch. It keeps no cache from one
+call to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.evaluate.canary import prove_live, swap_and_prove
+from dcr_ray.evaluate.generation import (
+    TOP_LOGPROBS,
+    Generation,
+    Precision,
+    Progress,
+    check_prompts,
+    check_same_shape,
+    check_sequences,
+    end_tokens,
+)
+
+
+class TransformersEngine:
+    """One transformers model in this process. Raises InputError for a folder without a model."""
+
+    def __init__(
+        self, model_dir: Path | str, *, precision: Precision = "auto", batch_size: int = 16, device: str = "cpu"
+    ):
+        """Load `model_dir`, a Hugging Face folder. `precision` auto is fp32 on a CPU and bf16 elsewhere."""
+        if not (Path(model_dir) / "config.json").exists():
+            raise InputError([Problem("model_dir", str(model_dir), "a folder with config.json and safetensors")])
+        from transformers import AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.precision = ("fp32" if device == "cpu" else "bf16") if precision == "auto" else precision
+        self._model_dir = str(model_dir)
+        self._device = device
+        self._batch_size = batch_size
+        self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self._model = self._read(model_dir)
+        self._max_model_len = self._model.config.max_position_embeddings
+        self._end_tokens = end_tokens(model_dir, self._tokenizer)
+
+    def _read(self, model_dir: Path | str) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
+        return model.to(self._device).eval()
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    def load(self, checkpoint_dir: Path | str) -> None:
+        """Exchange the weights for those of `checkpoint_dir` and prove it; a failed proof is tried again once.
+
+        Raises InputError for a checkpoint of another shape and StaleWeights after the second failed proof.
+        """
+        check_same_shape(self._model_dir, checkpoint_dir)
+        swap_and_prove(self, self._swap, checkpoint_dir)
+
+    def _swap(self, checkpoint_dir: Path | str) -> None:
+        self._model = None  # before the new weights are read, so that both are never held at once
+        self._model = self._read(checkpoint_dir)
+
+    def prove_live(
+        self, checkpoint_dir: Path | str, *, without_canary: Literal["compute", "skip"] = "compute"
+    ) -> float | None:
+        """Largest difference to the canary of `checkpoint_dir`, in nats; see `canary.prove_live`."""
+        return prove_live(self, checkpoint_dir, self.precision, without_canary)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int = TOP_LOGPROBS,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """Greedy responses in the order of the prompts, with the `logprobs` most probable first tokens of each.
+
+        Stops at the model's end tokens and `stop_token_ids`. Raises InputError for prompts that do not fit.
+        """
+        check_prompts(prompts, max_tokens, self._max_model_len)
+        stop = self._end_tokens | set(stop_token_ids)
+        results: list[Generation] = []
+        for start in range(0, len(prompts), self._batch_size):
+            batch = prompts[start : start + self._batch_size]
+            results += self._generate_batch(batch, max_tokens, stop, logprobs)
+            if progress is not None:
+                progress(len(results), len(prompts))
+        return results
+
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: frozenset[int], logprobs: int
+    ) -> list[Generation]:
+        import torch
+
+        width = max(map(len, prompts))
+        padding = [width - len(prompt) for prompt in prompts]
+        tokens = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts)], device=self._device)
+        mask = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts)], device=self._device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        written: list[list[int]] = [[] for _ in prompts]
+        first: list[dict[int, float]] = []
+        cache = None
+        with torch.inference_mode():
+            for step in range(max_tokens):
+                output = self._model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                cache, logits = output.past_key_values, output.logits[:, -1].float()
+                if step == 0:
+                    best = logits.log_softmax(-1).topk(min(max(logprobs, 1), logits.shape[-1]))
+                    first = [dict(zip(i, v)) for i, v in zip(best.indices.tolist(), best.values.tolist())]
+                chosen = logits.argmax(-1)
+                for tokens_of_one, token in zip(written, chosen.tolist()):
+                    if not (tokens_of_one and tokens_of_one[-1] in stop):
+                        tokens_of_one.append(token)
+                if all(tokens_of_one[-1] in stop for tokens_of_one in written):
+                    break
+                tokens = chosen[:, None]
+                mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+                positions = positions[:, -1:] + 1
+        return [self._generation(*pair, stop) for pair in zip(written, first)]
+
+    def _generation(self, tokens: list[int], first: dict[int, float], stop: frozenset[int]) -> Generation:
+        stopped = tokens[-1] in stop
+        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+        return Generation(text, len(tokens), "stop" if stopped else "length", first)
+
+    def sequence_logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """For each (token ids, n_prompt): log-probability in nats of the tokens after the first n_prompt.
+
+        Raises InputError for sequences that do not fit, or have no token before or after the boundary.
+        """
+        import torch
+
+        check_sequences(sequences, self._max_model_len)
+        totals: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(sequences), self._batch_size):
+                batch = sequences[start : start + self._batch_size]
+                width = max(len(tokens) for tokens, _ in batch)
+                padded = torch.tensor([t + [0] * (width - len(t)) for t, _ in batch], device=self._device)
+                mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t, _ in batch], device=self._device)
+                keep = width - min(n_prompt for _, n_prompt in batch) + 1
+                logits = self._model(input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+                for row, (tokens, n_prompt) in enumerate(batch):
+                    # Logits at position t predict token t + 1; the kept ones begin at position width - keep.
+                    begin, end = n_prompt - 1 - (width - keep), len(tokens) - 1 - (width - keep)
+                    answer = torch.tensor(tokens[n_prompt:], device=self._device)
+                    chosen = logits[row, begin:end].float().log_softmax(-1).gather(-1, answer[:, None])
+                    totals.append(chosen.double().sum().item())
+        return totals
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None

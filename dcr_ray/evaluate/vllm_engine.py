@@ -1,0 +1,210 @@
+"""A vLLM engine that lives in the calling process and is handed one checkpoint after another.
+
+It knows nothing of Ray: an actor may hold it as well as a script. One process should hold one engine in its life,
+since vLLM does not give all GPU memory back. Exchange of weights on more than one GPU (tensor_parallel_size > 1) goes
+the way vLLM documents and rests on the canary alone for proof.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.evaluate.canary import ASKED_LOGPROBS, prove_live, swap_and_prove
+from dcr_ray.evaluate.generation import (
+    TOP_LOGPROBS,
+    Generation,
+    Precision,
+    Progress,
+    check_prompts,
+    check_same_shape,
+    check_sequences,
+    end_tokens,
+)
+
+CPU_KV_CACHE_BYTES = 256 * 2**20
+"""Room for some thousand tokens of a small model; vLLM queues what does not fit."""
+
+CPU_BATCHED_TOKENS = 256
+"""Tokens of a step on a CPU. Prompt log-probabilities need this many x vocabulary x 4 bytes, three times over."""
+
+
+class VllmEngine:
+    """One vLLM engine. Raises InputError for a folder without a model or a model that vLLM cannot hold."""
+
+    def __init__(
+        self,
+        model_dir: Path | str,
+        *,
+        precision: Precision = "auto",
+        max_model_len: int = 1024,
+        kv_cache_bytes: int | None = None,
+        threads: int | None = None,
+        max_num_seqs: int = 64,
+        gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+    ):
+        """Load `model_dir`, a Hugging Face folder.
+
+        `precision` auto is the folder's own on a GPU and fp32 on a CPU: bf16 is faster there with AMX and far slower without.
+        `kv_cache_bytes` None is CPU_KV_CACHE_BYTES on a CPU and what gpu_memory_utilization leaves on a GPU.
+        `threads` are those of the CPU backend.
+        """
+        self._model_dir = str(model_dir)
+        if not (Path(model_dir) / "config.json").exists():
+            raise InputError([Problem("model_dir", str(model_dir), "a folder with config.json and safetensors")])
+        _set_environment(threads)
+
+        import vllm
+        from vllm.platforms import current_platform
+
+        self._on_cpu = current_platform.is_cpu()
+        dtype = {"fp32": "float32", "bf16": "bfloat16", "auto": "float32" if self._on_cpu else "auto"}[precision]
+        arguments: dict[str, Any] = {}
+        if self._on_cpu:
+            arguments |= {"enforce_eager": True, "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_num_seqs)}
+            kv_cache_bytes = kv_cache_bytes or CPU_KV_CACHE_BYTES
+            if threads:
+                import torch
+
+                torch.set_num_threads(threads)
+        self._llm = vllm.LLM(
+            self._model_dir,
+            dtype=dtype,
+            seed=seed,
+            max_model_len=max_model_len + 1,  # a scored sequence is followed by one token that nobody reads
+            max_num_seqs=max_num_seqs,
+            tensor_parallel_size=tensor_parallel_size,
+            distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=kv_cache_bytes,
+            enable_prefix_caching=True,
+            generation_config="vllm",
+            max_logprobs=ASKED_LOGPROBS,
+            use_tqdm_on_load=False,
+            **arguments,
+        )
+        self.precision = "fp32" if "float32" in str(self._llm.llm_engine.model_config.dtype) else "bf16"
+        self._max_model_len = max_model_len
+        self._block = 2 * max_num_seqs
+        self._end_tokens = end_tokens(model_dir, self.tokenizer)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._llm.get_tokenizer()
+
+    def load(self, checkpoint_dir: Path | str) -> None:
+        """Exchange the weights for those of `checkpoint_dir` and prove it; a failed proof is tried again once.
+
+        Raises InputError for a checkpoint of another shape, and StaleWeights after the second failed proof: the engine
+        must then be closed and built anew.
+        """
+        check_same_shape(self._model_dir, checkpoint_dir)
+        swap_and_prove(self, self._swap, checkpoint_dir)
+
+    def _swap(self, checkpoint_dir: Path | str) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint_dir)})
+        if self._on_cpu:
+            self._llm.collective_rpc(_repack_embeddings)
+        self._llm.reset_prefix_cache()
+
+    def prove_live(
+        self, checkpoint_dir: Path | str, *, without_canary: Literal["compute", "skip"] = "compute"
+    ) -> float | None:
+        """Largest difference to the canary of `checkpoint_dir`, in nats; see `canary.prove_live`."""
+        return prove_live(self, checkpoint_dir, self.precision, without_canary)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int = TOP_LOGPROBS,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """Greedy responses in the order of the prompts, with the `logprobs` most probable first tokens of each.
+
+        Stops at the model's end tokens and `stop_token_ids`. Raises InputError for prompts that do not fit.
+        """
+        from vllm import SamplingParams
+
+        check_prompts(prompts, max_tokens, self._max_model_len)
+        stop = sorted(self._end_tokens | set(stop_token_ids))
+        # The stop tokens say all that ends an answer, so the library's own notion of it is turned off. Text is decoded
+        # here, once, so that both engines decode alike.
+        common = {"temperature": 0.0, "stop_token_ids": stop, "ignore_eos": True, "detokenize": False}
+        parameters = SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **common)
+        results: list[Generation] = []
+        for start in range(0, len(prompts), self._block):
+            block = [{"prompt_token_ids": list(prompt)} for prompt in prompts[start : start + self._block]]
+            outputs = self._llm.generate(block, parameters, use_tqdm=False)
+            results += [self._generation(output.outputs[0], stop) for output in outputs]
+            if progress is not None:
+                progress(len(results), len(prompts))
+        return results
+
+    def _generation(self, output: Any, stop: Sequence[int]) -> Generation:
+        tokens = list(output.token_ids)
+        stopped = output.finish_reason == "stop"
+        kept = tokens[:-1] if stopped and tokens[-1] in stop else tokens
+        return Generation(
+            text=self.tokenizer.decode(kept, skip_special_tokens=True),
+            token_count=len(tokens),
+            finish_reason="stop" if stopped else "length",
+            first_token_logprobs={token: entry.logprob for token, entry in output.logprobs[0].items()},
+        )
+
+    def sequence_logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """For each (token ids, n_prompt): log-probability in nats of the tokens after the first n_prompt.
+
+        Raises InputError for sequences that do not fit, or have no token before or after the boundary.
+        """
+        from vllm import SamplingParams
+
+        check_sequences(sequences, self._max_model_len)
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        totals: list[float] = []
+        for start in range(0, len(sequences), self._block):
+            block = sequences[start : start + self._block]
+            outputs = self._llm.generate([{"prompt_token_ids": t} for t, _ in block], parameters, use_tqdm=False)
+            for (tokens, n_prompt), output in zip(block, outputs, strict=True):
+                entries = zip(tokens[n_prompt:], output.prompt_logprobs[n_prompt:], strict=True)
+                totals.append(sum(logprobs[token].logprob for token, logprobs in entries))
+        return totals
+
+    def close(self) -> None:
+        """Shut the engine down. Its memory is surely free only when the process ends."""
+        self._llm.llm_engine.engine_core.shutdown()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def _set_environment(threads: int | None) -> None:
+    """vLLM reads these when it is imported or an engine is built."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _repack_embeddings(worker: Any) -> None:
+    """Pack the output head anew for oneDNN.
+
+    On a CPU reload_weights leaves the head's packed copy of the old weights in use where head and embedding are tied:
+    nothing raises, and log-probabilities are off by some tenths (vLLM 0.32).
+    """
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in worker.get_model().modules():
+        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

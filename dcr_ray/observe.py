@@ -1,0 +1,154 @@
+"""What a running study shows: the broker's events and the journal's trials, turned into a snapshot and into MLflow.
+
+It only looks. Nothing it does or fails to do changes the study.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from dcr_ray.pareto import pareto_front
+from dcr_ray.recipe import Recipe
+from dcr_ray.report.progress import RunningStage, Snapshot
+from dcr_ray.study import StudySpec
+from dcr_ray.tracking import STUDY_UID, Tracker
+from dcr_ray.trial import StageView, Trial
+
+_CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
+
+
+class Observer:
+    """`fault` is set when watching itself failed in a way that ends the study."""
+
+    def __init__(self, spec: StudySpec, journal: Any, tracker: Tracker, spec_text: str):
+        self.fault: Exception | None = None
+        self._spec = spec
+        self._journal = journal
+        self._tracker = tracker
+        self._started = time.time()
+        self._messages: list[str] = []
+        self._stages: dict[str, dict[str, StageView]] = {}
+        self._changed = threading.Event()
+        self._trials: list[Trial] = journal.trials()
+        tracker.study(spec.study, spec.model_dump(mode="json"), {"dcr.model": spec.model, "dcr.fingerprint": spec.fingerprint()})
+        tracker.text(STUDY_UID, spec_text, "study.yaml")
+
+    def say(self, message: str) -> None:
+        """A line for the user."""
+        self._messages.append(message)
+
+    def trial_started(self, name: str, recipe: Recipe) -> None:
+        role = "search" if recipe.dcr else "baseline"
+        params = {"trial": name, "role": role, **recipe.model_dump(mode="json")}
+        self._tracker.trial(name, name, params, {"dcr.state": "running", "dcr.role": role})
+        self._changed.set()
+
+    def trial_ended(self, name: str) -> None:
+        self._changed.set()
+        self._trials = self._journal.trials()
+        # A trial that waits for the baseline's value ends together with it.
+        for trial in self._trials:
+            if trial.name == name or (name == "stl" and trial.state in ("complete", "failed")):
+                self._mirror_end(trial)
+
+    def look(self, crew: Any) -> Snapshot:
+        """The study now. Also passes the broker's events on to MLflow."""
+        import ray
+
+        events, under_way = ray.get([crew.broker.events.remote(), crew.broker.under_way.remote()], timeout=30)
+        for event in events:
+            self._mirror(event)
+        if self._changed.is_set():
+            self._changed.clear()
+            self._trials = self._journal.trials()
+        running = [
+            RunningStage(
+                stage["trial"],
+                stage["stage"] if stage["worker"] else f"{stage['stage']} (waits)",
+                stage["step"] or 0,
+                stage["steps"] or 0,
+                stage["loss"],
+                time.time() - stage["since"],
+            )
+            for stage in under_way
+        ]
+        return Snapshot(
+            trials=[self._with_stages(trial) for trial in self._trials],
+            running=running,
+            groups=crew.group_lines(),
+            engines=crew.engine_lines(),
+            tracking=self._tracker.state(),
+            started=self._started,
+            messages=self._messages[-20:],
+        )
+
+    def end(self, trials: list[Trial], report: Path, interrupted: bool) -> None:
+        """The study's own figures and files."""
+        front = {trial.name for trial in pareto_front(trials, self._spec.objectives)}
+        for trial in trials:
+            if trial.state == "complete":
+                self._tracker.tags(trial.name, {"dcr.pareto": str(trial.name in front).lower()})
+        for file in sorted(report.parent.glob("*")):
+            if file.is_file():
+                self._tracker.artifact(STUDY_UID, file, "report")
+        self._tracker.metrics(STUDY_UID, {f"trials/{state}": float(sum(t.state == state for t in trials)) for state in ("complete", "pruned", "failed")})
+        self._tracker.end(STUDY_UID, "killed" if interrupted else "finished")
+
+    def _with_stages(self, trial: Trial) -> Trial:
+        from dataclasses import replace
+
+        known = self._stages.get(trial.name)
+        return replace(trial, stages=tuple(known.values())) if known and not trial.stages else trial
+
+    def _mirror(self, event: dict[str, Any]) -> None:
+        trial, stage, kind = event["trial"], event["stage"], event["event"]
+        uid = f"{trial}/{stage}"
+        if kind == "started":
+            self._tracker.stage(uid, trial, stage, {"key": event["key"], "worker": event["worker"]}, {"dcr.stage": stage})
+            self._tracker.metrics(uid, {"queued_seconds": event["queued_seconds"]})
+        elif kind == "progress":
+            curve = {name: event["values"][key] for key, name in _CURVES.items() if event["values"].get(key) is not None}
+            if curve:
+                self._tracker.metrics(uid, curve, int(event["values"].get("step") or 0))
+        elif kind == "finished":
+            self._keep_stage(event, cached=False)
+            self._tracker.metrics(uid, {**event["metrics"], "seconds": event["seconds"]})
+            self._tracker.end(uid, "finished")
+        elif kind == "failed":
+            self._tracker.tags(uid, {"dcr.reason": event["reason"]})
+            self._tracker.end(uid, "failed")
+            self.say(f"{trial}: {stage} failed: {event['reason']}")
+        elif kind == "cached":
+            self._keep_stage(event, cached=True)
+            self._tracker.stage(uid, trial, stage, {"key": event["key"], "worker": "cache"}, {"dcr.stage": stage, "dcr.cached": "true"})
+            self._tracker.end(uid, "finished")
+        elif kind == "requeued":
+            self.say(f"{trial}: {stage} goes back to the queue, its worker {event['worker']} died")
+
+    def _keep_stage(self, event: dict[str, Any], cached: bool) -> None:
+        view = StageView(event["stage"], event["key"], "", event["seconds"], cached)
+        self._stages.setdefault(event["trial"], {})[event["stage"]] = view
+
+    def _mirror_end(self, trial: Trial) -> None:
+        if trial.state not in ("complete", "pruned", "failed"):
+            return
+        numbers = {**trial.metrics, **{f"seconds/{stage}": value for stage, value in trial.seconds.items()}}
+        self._tracker.metrics(trial.name, numbers)
+        tags = {"dcr.state": trial.state, "dcr.feasible": str(trial.feasible).lower(), "dcr.reason": trial.reason or ""}
+        self._tracker.tags(trial.name, tags)
+        sample = _generation_sample(trial)
+        if sample:
+            self._tracker.text(trial.name, sample, "generations.md")
+        self._tracker.end(trial.name, {"complete": "finished", "pruned": "killed", "failed": "failed"}[trial.state])
+
+
+def _generation_sample(trial: Trial) -> str | None:
+    from dcr_ray.evaluate.sample import generation_sample
+
+    stages = {stage.name: stage.path for stage in trial.stages}
+    if "generate" not in stages or "judge" not in stages:
+        return None
+    return generation_sample(Path(stages["generate"]), Path(stages["judge"]))

@@ -1,0 +1,56 @@
+"""What a study as a whole needs of one machine: memory while everything is up, disk for all its checkpoints."""
+
+from __future__ import annotations
+
+from dcr_ray.errors import Problem
+from dcr_ray.models import ModelCard
+from dcr_ray.planning.machine import Machine
+from dcr_ray.planning.memory import GIB, MemoryNeed, dcr_memory, engine_memory, sft_memory, shortfalls
+from dcr_ray.study import StudySpec
+
+RAY_BYTES = int(1.2 * GIB)
+"""Ray's own processes, the driver, the trials' coordinators and MLflow's sender, as measured on a quiet machine."""
+
+LONGEST_PROMPT_TOKENS = 96
+"""What a DCR prompt is reckoned at; single-sentence prompts with a template are shorter."""
+
+
+def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryNeed]:
+    """The largest training stage of each worker group, and each engine: all of them are up at once."""
+    shape, recipe = spec.shape, spec.base_recipe()
+    bf16 = shape.precision == "bf16" or (shape.precision == "auto" and on_gpu)
+    device = "cuda" if on_gpu else "cpu"
+    sft = recipe.sft
+    stages = [sft_memory(card, shape, sft.lora, tokens=sft.max_tokens, batch_size=sft.batch_size, device=device)]
+    if recipe.dcr is not None:
+        deepest = spec.dimensions.get("dcr.layer_depth")
+        depth = max(deepest.ends()) if deepest else recipe.dcr.layer_depth
+        layer = recipe.dcr.model_copy(update={"layer_depth": depth}).layer(card.layers)
+        tokens = min(recipe.dcr.max_prompt_tokens, LONGEST_PROMPT_TOKENS)
+        stages.append(dcr_memory(card, layer, shape, tokens=tokens, batch_size=recipe.dcr.batch_size, device=device))
+    largest = max(stages, key=lambda need: need.rank_bytes)
+    cached_tokens = spec.resources.kv_cache_mib * 2**20 // max(1, kv_bytes_per_token(card, bf16))
+    sequences = max(1, cached_tokens // spec.evaluation.max_model_tokens)
+    engine = engine_memory(
+        card, sequences, spec.evaluation.max_model_tokens, "bfloat16" if bf16 else "float32", device
+    )
+    return [largest] * spec.resources.worker_groups + [engine] * spec.resources.engines
+
+
+def memory_problems(spec: StudySpec, card: ModelCard, machine: Machine) -> list[Problem]:
+    """What does not fit into this machine's available memory, with the numbers. GPUs are checked where Ray places them."""
+    if machine.gpus:
+        return []
+    needs = memory_needs(spec, card, on_gpu=False)
+    return shortfalls(needs, host_bytes=machine.memory_bytes - RAY_BYTES, together=True)
+
+
+def disk_bytes(spec: StudySpec, card: ModelCard) -> int:
+    """Room for every trial's model and refined layers in fp32, and one checkpoint to resume from per worker group."""
+    model = 4 * card.parameters
+    trials = spec.search.trials
+    return (trials + 1) * model + trials * model // 2 + spec.resources.worker_groups * 3 * model
+
+
+def kv_bytes_per_token(card: ModelCard, bf16: bool) -> int:
+    return 2 * card.layers * card.kv_heads * card.head_dim * (2 if bf16 else 4)

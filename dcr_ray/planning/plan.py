@@ -1,0 +1,144 @@
+"""What a study will run, share and need, said before anything is started.
+
+Seconds come from the records of earlier stages of the same model where there are some; without any, they are not
+guessed. It plans for this machine; it knows nothing of clusters and prices.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from dcr_ray.cache import StageCache
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.planning.machine import this_machine
+from dcr_ray.planning.memory import GIB
+from dcr_ray.planning.needs import disk_bytes, memory_needs
+from dcr_ray.space import Space, sample
+from dcr_ray.study import StudySpec
+
+STAGES = ("dcr", "sft", "generate", "judge")
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Counts of stages, bytes and seconds. `seconds` is None where no earlier record tells."""
+
+    study: str
+    trials: int
+    stages: dict[str, int]
+    shared: dict[str, int]
+    seconds_per_stage: dict[str, float | None]
+    seconds: float | None
+    memory_bytes: dict[str, int]
+    disk_bytes: int
+    model: dict[str, Any]
+    data: dict[str, int]
+    problems: tuple[Problem, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        plain = dict(vars(self))
+        return plain | {"problems": [vars(problem) for problem in self.problems]}
+
+
+def plan_study(spec: StudySpec) -> StudyPlan:
+    """Plan a study. What is wrong with it is in `problems`; nothing is raised for it."""
+    from dcr_ray.preflight import preflight, storage_root
+
+    machine = this_machine()
+    problems: tuple[Problem, ...] = ()
+    ready = None
+    try:
+        ready = preflight(spec, machine=machine)
+    except InputError as error:
+        problems = error.problems
+    stages, shared = stage_counts(spec)
+    memory, disk, model, data = {}, 0, {}, {}
+    if ready is not None:
+        card = ready.inputs.card
+        for need in memory_needs(spec, card, on_gpu=machine.gpus > 0):
+            memory[need.what] = memory.get(need.what, 0) + max(need.rank_bytes, need.host_bytes)
+        disk = disk_bytes(spec, card)
+        model = {"name": spec.model, "layers": card.layers, "parameters": card.parameters, "folder": ready.inputs.model_dir}
+        data = {name: len(rows) for name, rows in vars(ready.inputs.data).items()}
+    measured = _measured_seconds(StageCache(storage_root(spec) / "cache"), ready.inputs.model_identity if ready else "")
+    known = all(measured[name] is not None for name in stages)
+    total = sum(stages[name] * measured[name] for name in stages) if known else None
+    return StudyPlan(
+        spec.study, spec.search.trials + 1, stages, shared, measured, total, memory, disk, model, data, problems
+    )
+
+
+def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Stages to run, and how many trials find theirs already run, for as many random points as there are trials."""
+    draws = random.Random(spec.search.seed)
+    recipes = [spec.baseline_recipe()]
+    recipes += [spec.searched_recipe(_draw(spec.dimensions, draws)) for _ in range(min(spec.search.trials, 2000))]
+    dcr = [recipe.dcr.model_dump_json() for recipe in recipes if recipe.dcr]
+    sft = [recipe.model_dump_json() for recipe in recipes]
+    counts = {"dcr": len(set(dcr)), "sft": len(set(sft)), "generate": len(set(sft)), "judge": len(set(sft))}
+    asked = {"dcr": len(dcr), "sft": len(sft), "generate": len(sft), "judge": len(sft)}
+    return counts, {name: asked[name] - counts[name] for name in STAGES}
+
+
+class _Draws:
+    """Uniform draws in the place of an Optuna trial."""
+
+    def __init__(self, draws: random.Random):
+        self._draws = draws
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+        return self._draws.uniform(low, high) if step is None else low + step * self._draws.randint(0, int((high - low) / step))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        return self._draws.randrange(low, high + 1, step)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._draws.choice(choices)
+
+
+def _draw(space: Space, draws: random.Random) -> dict[str, Any]:
+    return sample(space, _Draws(draws))
+
+
+def _measured_seconds(cache: StageCache, model_identity: str) -> dict[str, float | None]:
+    of_model: dict[str, list[float]] = {name: [] for name in STAGES}
+    trained = set()
+    for record in cache.records():
+        if record.identity.get("model") == model_identity:
+            trained.add(record.key)
+            of_model[record.stage].append(record.seconds)
+    generated = {r.key: r for r in cache.records() if r.stage == "generate" and r.identity.get("parent") in trained}
+    of_model["generate"] = [record.seconds for record in generated.values()]
+    of_model["judge"] = [r.seconds for r in cache.records() if r.stage == "judge" and r.identity.get("parent") in generated]
+    return {name: median(values) if values else None for name, values in of_model.items()}
+
+
+def plan_tables(plan: StudyPlan) -> list[tuple[str, tuple[str, ...], list[dict[str, Any]]]]:
+    """(title, columns, rows) of the tables that say it."""
+    from dcr_ray.report.wording import duration
+
+    tables: list[tuple[str, tuple[str, ...], list[dict[str, Any]]]] = []
+    if plan.problems:
+        columns = ("where", "found", "allowed", "fix")
+        tables.append(("What keeps the study from running", columns, [vars(problem) for problem in plan.problems]))
+    rows = [
+        {
+            "stage": name,
+            "to_run": plan.stages[name],
+            "shared": plan.shared[name],
+            "seconds_each": plan.seconds_per_stage[name],
+        }
+        for name in STAGES
+    ]
+    tables.append((f"{plan.study}: {plan.trials} trials, the STL baseline among them", ("stage", "to_run", "shared", "seconds_each"), rows))
+    needs = [{"what": what, "GiB": round(size / GIB, 2)} for what, size in plan.memory_bytes.items()]
+    if plan.memory_bytes:
+        needs.append({"what": "disk for checkpoints", "GiB": round(plan.disk_bytes / GIB, 2)})
+        tables.append(("Memory and disk", ("what", "GiB"), needs))
+        tables.append(("Data", ("set", "rows"), [{"set": name, "rows": rows} for name, rows in plan.data.items()]))
+    time = "not known: no finished stage of this model tells" if plan.seconds is None else f"{duration(plan.seconds)} of stage time, one after another"
+    tables.append(("Time", ("estimate",), [{"estimate": time}]))
+    return tables

@@ -1,0 +1,169 @@
+"""The Broker: one queue of stages for each kind of worker, and who waits for which stage.
+
+Trials submit stages and wait; WorkerGroups and Engines ask for the next one. A stage that is under way is awaited, not
+repeated, and one whose worker died goes back to the head of its queue. The broker is a Ray actor in a study; the class
+itself knows no Ray, so that its rules are tested without one. It does not know what a stage computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from dcr_ray.cache import Record
+from dcr_ray.stages import Place, StageTask
+
+MAX_DEATHS = 3
+"""Workers that may die on a stage before the stage is held to be the cause."""
+
+Outcome = dict[str, Any]
+"""`{"record": Record, "cached": bool}`, or `{"failure": {"kind": ..., "reason": ...}}`."""
+
+
+@dataclass
+class _Flight:
+    task: StageTask
+    future: asyncio.Future
+    trials: list[str]
+    submitted: float
+    worker: str | None = None
+    started: float | None = None
+    deaths: int = 0
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class Broker:
+    """All methods are coroutines of one event loop, so each runs undisturbed up to its next await."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Place, deque[str]] = {"train": deque(), "generate": deque()}
+        self._flights: dict[str, _Flight] = {}
+        self._events: list[dict[str, Any]] = []
+        self._changed = asyncio.Condition()
+        self._closed: str | None = None
+
+    async def submit(self, task: StageTask) -> Outcome:
+        """Wait until the stage is finished, by the cache, by a flight that is under way, or by a worker."""
+        record = task.record()
+        if record is not None:
+            self._note("cached", task, seconds=record.seconds)
+            return {"record": record, "cached": True}
+        if self._closed is not None:
+            return _failure("error", self._closed)
+        flight = self._flights.get(task.key)
+        if flight is not None:
+            flight.trials.append(task.trial)
+            outcome = await asyncio.shield(flight.future)
+            return outcome | {"cached": True} if "record" in outcome else outcome
+        flight = _Flight(task, asyncio.get_running_loop().create_future(), [task.trial], time.time())
+        self._flights[task.key] = flight
+        self._queues[task.place].append(task.key)
+        await self._wake()
+        return await asyncio.shield(flight.future)
+
+    async def next(self, worker: str, place: Place, wait_seconds: float = 20.0) -> StageTask | str | None:
+        """The next stage for this worker; None when there was none in time, "stop" when the study ends.
+
+        A worker asks only when it holds nothing. If it holds something all the same, it has died and come back.
+        """
+        await self.lost(worker)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            if self._closed is not None:
+                return "stop"
+            if self._queues[place]:
+                flight = self._flights[self._queues[place].popleft()]
+                flight.worker, flight.started = worker, time.time()
+                self._note("started", flight.task, worker=worker, queued_seconds=flight.started - flight.submitted)
+                return flight.task
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            async with self._changed:
+                try:
+                    await asyncio.wait_for(self._changed.wait(), remaining)
+                except TimeoutError:
+                    return None
+
+    async def progress(self, worker: str, key: str, values: dict[str, Any]) -> None:
+        """Figures of a stage that is under way, for the live view and the metric curves."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.worker == worker:
+            flight.progress = values
+            self._note("progress", flight.task, values=values)
+
+    async def done(self, worker: str, record: Record) -> None:
+        """The stage is finished and its record is in the cache."""
+        flight = self._flights.pop(record.key, None)
+        if flight is not None:
+            self._note("finished", flight.task, worker=worker, seconds=record.seconds, metrics=record.results.get("metrics", {}))
+            flight.future.set_result({"record": record, "cached": False})
+
+    async def failed(self, worker: str, key: str, kind: str, reason: str) -> None:
+        """The stage ended without a result."""
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            self._note("failed", flight.task, worker=worker, failure=kind, reason=reason)
+            flight.future.set_result(_failure(kind, reason))
+
+    async def lost(self, worker: str) -> None:
+        """The worker died: what it held goes back to the head of the queue, or fails when it has killed too many."""
+        for key, flight in list(self._flights.items()):
+            if flight.worker != worker:
+                continue
+            flight.worker, flight.started, flight.progress = None, None, {}
+            flight.deaths += 1
+            if flight.deaths >= MAX_DEATHS:
+                reason = f"{flight.deaths} workers died while they ran this stage (out of memory?); see the study's logs"
+                await self.failed(worker, key, "error", reason)
+            else:
+                self._note("requeued", flight.task, worker=worker, deaths=flight.deaths)
+                self._queues[flight.task.place].appendleft(key)
+                await self._wake()
+
+    async def close(self, reason: str) -> None:
+        """No further stage is handed out; whoever waits is told why."""
+        self._closed = reason
+        for key in list(self._flights):
+            await self.failed("", key, "error", reason)
+        await self._wake()
+
+    async def give_up(self, place: Place, reason: str) -> None:
+        """No worker of this kind is left: all stages that need one fail, now and later."""
+        self._closed = reason
+        for key, flight in list(self._flights.items()):
+            if flight.task.place == place:
+                await self.failed("", key, "error", reason)
+        await self._wake()
+
+    async def under_way(self) -> list[dict[str, Any]]:
+        """Every stage that waits or runs, for the live view."""
+        return [
+            {
+                "trial": flight.trials[0],
+                "stage": flight.task.stage,
+                "worker": flight.worker,
+                "since": flight.started or flight.submitted,
+                **{name: flight.progress.get(name) for name in ("step", "steps", "loss")},
+            }
+            for flight in self._flights.values()
+        ]
+
+    async def events(self) -> list[dict[str, Any]]:
+        """What happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _note(self, event: str, task: StageTask, **values: Any) -> None:
+        self._events.append({"event": event, "time": time.time(), "trial": task.trial, "stage": task.stage, "key": task.key, **values})
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _failure(kind: str, reason: str) -> Outcome:
+    return {"failure": {"kind": kind, "reason": reason}}

@@ -1,0 +1,88 @@
+"""An Engine: a Ray actor that keeps a generation engine up for the whole study and is only handed weights.
+
+It takes generate stages from the broker. After every change of weights the engine proves that it serves them; if it
+cannot, the stage goes back to the queue and the actor ends, to be replaced by a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dcr_ray.errors import StageFailed, StaleWeights
+from dcr_ray.study import EvaluationSpec
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine runs."""
+
+    name: str
+    broker: str
+    namespace: str
+    model_dir: str
+    evaluation: EvaluationSpec
+    cpus: float
+    gpus: float
+    threads: int
+    kv_cache_bytes: int
+    environment: dict[str, str]
+
+
+class EngineWorker:
+    """The actor's body. One call to `serve` lasts as long as the study."""
+
+    def __init__(self, settings: EngineSettings):
+        # Before torch is imported: its OpenMP pool is sized once.
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+        self.settings = settings
+
+    def serve(self) -> None:
+        """Load the base model, then answer generate stages until the broker says stop.
+
+        Raises StaleWeights when new weights do not become live, and whatever a broken engine raises.
+        """
+        import ray
+
+        settings = self.settings
+        broker = ray.get_actor(settings.broker, namespace=settings.namespace)
+        engine = self._open()
+        while True:
+            task = ray.get(broker.next.remote(settings.name, "generate", 60.0))
+            if task == "stop":
+                return
+            if task is not None:
+                self._run_one(task, engine, broker)
+
+    def _run_one(self, task: Any, engine: Any, broker: Any) -> None:
+        import ray
+
+        from dcr_ray.evaluate.run import run_generate
+
+        name = self.settings.name
+
+        def report(values: dict[str, Any]) -> None:
+            broker.progress.remote(name, task.key, values)
+
+        try:
+            results = run_generate(task.job, engine, report)
+        except StageFailed as failure:
+            ray.get(broker.failed.remote(name, task.key, failure.kind, failure.reason))
+        except StaleWeights:
+            ray.get(broker.lost.remote(name))
+            raise
+        except Exception as error:
+            ray.get(broker.failed.remote(name, task.key, "error", f"{type(error).__name__}: {error}"[:2000]))
+            raise
+        else:
+            ran = {"worker": name, "engine": self.settings.evaluation.engine, "threads": self.settings.threads}
+            ray.get(broker.done.remote(name, task.commit(results, ran)))
+
+    def _open(self) -> Any:
+        from dcr_ray.evaluate.run import open_engine
+
+        settings = self.settings
+        return open_engine(
+            settings.evaluation, settings.model_dir, threads=settings.threads, kv_cache_bytes=settings.kv_cache_bytes
+        )

@@ -1,0 +1,132 @@
+"""A WorkerGroup: one Ray Train run whose DeepSpeed ranks take stages from the broker until the study ends.
+
+Starting such a run costs half a minute before the first step, so it is started once per study and not once per stage.
+A stage that raises takes its group down with it, since no rank can know in what state the others are; Ray Train starts
+the group again. The group does not know about trials.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from dcr_ray.errors import StageFailed
+from dcr_ray.shape import Shape
+from dcr_ray.stages import StageTask
+
+IDLE_SECONDS = 20.0
+"""How long rank 0 waits for a stage before it lets the other ranks know that it is alive."""
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How a group runs; nothing in here changes what it computes."""
+
+    name: str
+    broker: str
+    namespace: str
+    shape: Shape
+    cpus_per_rank: float
+    gpus_per_rank: float
+    threads_per_rank: int
+    storage_path: str
+    environment: dict[str, str]
+    max_restarts: int = 20
+
+
+class WorkerGroup:
+    """A Ray Train run in a thread of the driver. `error` is set when it ended before it was told to."""
+
+    def __init__(self, settings: GroupSettings):
+        self.settings = settings
+        self.error: str | None = None
+        self._thread = threading.Thread(target=self._run, name=settings.name, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the run's end after the broker has closed. False if it is still there."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        settings = self.settings
+        resources = {"CPU": settings.cpus_per_rank}
+        if settings.gpus_per_rank:
+            resources["GPU"] = settings.gpus_per_rank
+        trainer = TorchTrainer(
+            rank_loop,
+            train_loop_config={"settings": settings},
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if settings.gpus_per_rank else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.shape.ranks, use_gpu=bool(settings.gpus_per_rank), resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=settings.name,
+                storage_path=settings.storage_path,
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_restarts, controller_failure_limit=5),
+                worker_runtime_env={"env_vars": settings.environment},
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # the driver's loop reads `error` and decides; a thread has nobody to raise to
+            self.error = "".join(traceback.format_exception_only(error)).strip()
+
+
+def rank_loop(config: dict[str, Any]) -> None:
+    """What every rank does: take the stage that rank 0 was handed, run it with the others, report, repeat."""
+    import datetime
+
+    import ray
+    import torch
+    import torch.distributed as dist
+
+    settings: GroupSettings = config["settings"]
+    torch.set_num_threads(settings.threads_per_rank)
+    broker = ray.get_actor(settings.broker, namespace=settings.namespace)
+    # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.
+    handover = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+    rank = dist.get_rank()
+    while True:
+        box: list[StageTask | str | None] = [None]
+        if rank == 0:
+            box = [ray.get(broker.next.remote(settings.name, "train", IDLE_SECONDS))]
+        dist.broadcast_object_list(box, src=0, group=handover)
+        if box[0] == "stop":
+            return
+        if box[0] is not None:
+            _run_one(box[0], settings, broker, rank)
+
+
+def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -> None:
+    import ray
+
+    from dcr_ray.train.run import run_training_stage
+
+    def report(values: dict[str, Any]) -> None:
+        if rank == 0:
+            broker.progress.remote(settings.name, task.key, values)
+
+    try:
+        results = run_training_stage(task.job, report)
+    except StageFailed as failure:
+        # Raised on every rank together, so the group stays whole and takes the next stage.
+        if rank == 0:
+            ray.get(broker.failed.remote(settings.name, task.key, failure.kind, failure.reason))
+        return
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        ray.get(broker.failed.remote(settings.name, task.key, "error", reason[:2000]))
+        raise
+    if rank == 0:
+        ran = {"worker": settings.name, "shape": settings.shape.model_dump(mode="json")}
+        ray.get(broker.done.remote(settings.name, task.commit(results, ran)))

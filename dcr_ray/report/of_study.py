@@ -1,0 +1,42 @@
+"""The report of a study: what its journal and its spec say, handed to the report's writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dcr_ray.report.markdown import write_report
+from dcr_ray.study import Bound, StudySpec
+from dcr_ray.trial import Trial
+
+
+def write_study_report(spec: StudySpec, journal: Any, trials: list[Trial], folder: Path, stopped: str | None) -> Path:
+    """Write the report of the trials so far into `folder`; returns the path of report.md."""
+    from dcr_ray.search.journal import importances
+
+    searched = f"{spec.search.trials} searched trials by {spec.search.sampler} and the STL baseline"
+    return write_report(
+        trials,
+        spec.study,
+        spec.objectives,
+        spec.as_yaml(),
+        folder,
+        constraints=[constraint_sentence(name, bound) for name, bound in spec.constraints.items()],
+        budget=searched + (f", halved on {spec.halving.metric}" if spec.halving else ""),
+        importances=importances(journal),
+        notes=[f"The study has not ended: {stopped}."] if stopped else [],
+    )
+
+
+def constraint_sentence(metric: str, bound: Bound) -> str:
+    """'defense at least the baseline's - 0.05'."""
+    parts = []
+    if bound.at_least is not None:
+        parts.append(f"at least {bound.at_least:g}")
+    if bound.at_most is not None:
+        parts.append(f"at most {bound.at_most:g}")
+    if bound.at_least_baseline_plus is not None:
+        parts.append(f"at least the baseline's {bound.at_least_baseline_plus:+g}")
+    if bound.at_most_baseline_times is not None:
+        parts.append(f"at most {bound.at_most_baseline_times:g} times the baseline's")
+    return f"{metric} {' and '.join(parts)}"

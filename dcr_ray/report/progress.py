@@ -1,0 +1,103 @@
+"""How far a study is at one moment, and how long it is likely to go on.
+
+It knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+
+from dcr_ray.trial import Trial
+
+ENDED = ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class RunningStage:
+    """A stage under way: which trial's, how many optimizer steps or prompts of how many, its last loss, its age.
+
+    `steps` is 0 where the number is not known yet; `loss` is None where the stage has none or has not reported one.
+    """
+
+    trial: str
+    stage: str
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    since_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study as it stands. `started` is in seconds since the epoch; sequences are copied, so it cannot change later.
+
+    `groups` and `engines` hold one line of state each, `tracking` one in all; `messages` are the last ones, newest
+    last.
+    """
+
+    trials: Sequence[Trial] = ()
+    running: Sequence[RunningStage] = ()
+    groups: Sequence[str] = ()
+    engines: Sequence[str] = ()
+    tracking: str = ""
+    started: float = 0.0
+    messages: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "running", "groups", "engines", "messages"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def ended(self) -> int:
+        return sum(trial.state in ENDED for trial in self.trials)
+
+
+def wall_seconds(trial: Trial) -> float | None:
+    """Seconds from the trial's start to its end, or None where one is missing. A time without zone is read as UTC."""
+    if not trial.started or not trial.ended:
+        return None
+    return max(0.0, (moment(trial.ended) - moment(trial.started)).total_seconds())
+
+
+def moment(text: str) -> datetime:
+    """An ISO 8601 time. Raises ValueError for anything else."""
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def own_seconds(trial: Trial) -> float:
+    """Seconds of work that this trial paid for itself: its stages without those that the cache had."""
+    return sum(stage.seconds for stage in trial.stages if not stage.cached)
+
+
+def time_left(trials: Sequence[Trial], total: int, running: Sequence[RunningStage], concurrent: int) -> float | None:
+    """Seconds until the last of `total` trials ends, or None while no trial has ended.
+
+    A trial is taken to last the median of those that ended, in whatever way, since the ones to come will be stopped or
+    fail about as often. Its time is from start to end, or the seconds of its own stages where it has no times. A
+    running trial has what the median leaves after its finished stages and the age of its current one, at least nothing.
+    The trials not yet begun are handed, one median each, to whichever of the `concurrent` places is free first; the
+    answer is when the last place is free. The median does not feel the slow first trial of a study, nor that later ones
+    find more in the cache.
+    """
+    ended = [trial for trial in trials if trial.state in ENDED]
+    if len(ended) >= total:
+        return 0.0
+    lengths = [own_seconds(trial) if (wall := wall_seconds(trial)) is None else wall for trial in ended]
+    lengths = [length for length in lengths if length > 0]
+    if not lengths:
+        return None
+    typical = median(lengths)
+    ages: dict[str, float] = {trial.name: own_seconds(trial) for trial in trials if trial.state == "running"}
+    for stage in running:
+        ages[stage.trial] = ages.get(stage.trial, 0.0) + stage.since_seconds
+    places = [max(0.0, typical - age) for age in ages.values()]
+    places += [0.0] * (max(1, concurrent) - len(places))
+    heapq.heapify(places)
+    for _ in range(total - len(ended) - len(ages)):
+        heapq.heapreplace(places, places[0] + typical)
+    return max(places)

@@ -1,0 +1,133 @@
+"""The search under Ray Tune: Tune runs the trials, `Search` decides and remembers.
+
+A Tune trial is a light coordinator without CPU or GPU of its own. It submits stages to the broker, waits, and reports;
+it can be stopped at any time without taking a worker with it. What Tune itself stores is thrown away after the run:
+the journal and the records are what a study resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from dcr_ray.cache import Record
+from dcr_ray.errors import StageFailed
+from dcr_ray.recipe import Recipe
+from dcr_ray.search.ask_tell import Search
+from dcr_ray.stages import StageTask, StudyInputs, run_here, run_stages
+
+
+COORDINATOR_RESOURCES = {"node:__internal_head__": 0.0001}
+"""A place on the head node and nothing else. Tune refuses a trial that asks for nothing at all."""
+
+
+class TuneSearcher(Searcher):
+    """Tune's view of a Search."""
+
+    def __init__(self, search: Search, started: Callable[[str, Recipe], None], ended: Callable[[str], None], prunings: dict[str, str]):
+        super().__init__(metric=None, mode=None)
+        self._search = search
+        self._started = started
+        self._ended = ended
+        self._prunings = prunings
+        self._names: dict[str, str] = {}
+        self.interrupted = False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        ask = None if self.interrupted else self._search.next()
+        if ask is None:
+            return Searcher.FINISHED
+        self._names[trial_id] = ask.name
+        self._started(ask.name, ask.recipe)
+        return {"name": ask.name, "recipe": ask.recipe.model_dump(mode="json")}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing is told before a trial ends; what the DCR stage leaves goes to the scheduler."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        name = self._names.pop(trial_id, None)
+        # A trial that ends because the study is being stopped keeps its RUNNING state and is taken up again later.
+        if name is None or self.interrupted:
+            return
+        outcome = json.loads((result or {}).get("outcome") or '{"metrics": {}, "stages": [], "seconds": {}}')
+        if name in self._prunings:
+            outcome["pruned"] = self._prunings.pop(name)
+        elif error or not result or not result.get("over"):
+            outcome["failure"] = {"stage": "trial", "kind": "error", "reason": "the trial's coordinator died; see the study's logs"}
+        self._search.finish(name, outcome)
+        self._ended(name)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune snapshots its searcher. Ours has nothing to save: the journal is written as it goes."""
+        Path(checkpoint_path).write_text("the study's journal holds the state of the search\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study resumes from its journal: run the same command again")
+
+
+class StageHalving(FIFOScheduler):
+    """Stops a trial after its DCR stage when the search says so; otherwise first in, first out."""
+
+    def __init__(self, search: Search, prunings: dict[str, str]):
+        super().__init__()
+        self._search = search
+        self._prunings = prunings
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result["over"]:
+            return TrialScheduler.CONTINUE
+        figures = json.loads(result["outcome"])["metrics"]
+        if self._search.reached_rung(result["name"], figures):
+            return TrialScheduler.CONTINUE
+        spec = self._search.spec.halving
+        self._prunings[result["name"]] = (
+            f"{spec.metric} {figures[spec.metric]:.4g} after the DCR stage is not among the best 1/{spec.reduction_factor:g} so far"
+        )
+        return TrialScheduler.STOP
+
+
+def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: StudyInputs) -> None:
+    """The trainable: one trial's stages, in order, through the broker."""
+    queue = ray.get_actor(broker, namespace=namespace)
+    tasks = inputs.tasks(Recipe.model_validate(config["recipe"]), config["name"])
+
+    def submit(task: StageTask) -> tuple[Record, bool]:
+        if task.place == "here":
+            return run_here(task)
+        answer = ray.get(queue.submit.remote(task))
+        if "failure" in answer:
+            raise StageFailed(answer["failure"]["kind"], answer["failure"]["reason"])
+        return answer["record"], answer["cached"]
+
+    def after(task: StageTask, record: Record, so_far: dict[str, Any]) -> None:
+        if task.stage == "dcr":
+            # Returns once the scheduler has let the trial go on.
+            report(so_far, over=False)
+
+    def report(outcome: dict[str, Any], over: bool) -> None:
+        # As text, since Tune flattens nested results into one dictionary.
+        tune.report({"name": config["name"], "over": over, "outcome": json.dumps(outcome)})
+
+    report(run_stages(tasks, submit, after), over=True)
+
+
+def run_trials(
+    searcher: TuneSearcher, halving: StageHalving, count: int, concurrent: int, broker: str, namespace: str,
+    inputs: StudyInputs, storage_path: str, name: str,
+) -> None:
+    """Run up to `count` trials, `concurrent` at a time, until the search has none left. Blocks; Ctrl-C ends it early."""
+    trainable = tune.with_parameters(coordinate, broker=broker, namespace=namespace, inputs=inputs)
+    tune.Tuner(
+        tune.with_resources(trainable, COORDINATOR_RESOURCES),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=halving, num_samples=count, max_concurrent_trials=concurrent, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name=name, storage_path=storage_path, verbose=0),
+    ).fit()

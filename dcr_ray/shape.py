@@ -1,0 +1,35 @@
+"""Shape: how a training stage runs. It never changes what is computed beyond rounding, except by its precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+class Shape(BaseModel):
+    """Ranks, memory savings and precision of a training stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ranks: int = Field(1, ge=1, description="data-parallel processes, one per GPU where there are GPUs")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 parameters too"
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="most sequences a rank holds at once; none means its whole part of the batch"
+    )
+    precision: Precision = Field(
+        "auto", description="bf16 computes in bf16 and keeps fp32 masters; auto takes bf16 where the hardware has it"
+    )
+    offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory (ZeRO 1 to 3)")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between two checkpoints inside a stage")
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Shape:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+        return self

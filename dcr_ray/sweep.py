@@ -1,0 +1,225 @@
+"""A sweep: the study's search, run to its end or to an interruption, watched, mirrored and reported.
+
+It ties the parts together and decides nothing itself: the search chooses, the broker hands out, the records remember.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_ray.errors import DcrError, InputError, Problem
+from dcr_ray.observe import Observer
+from dcr_ray.preflight import Ready, machine_for, preflight
+from dcr_ray.report.live import LiveView
+from dcr_ray.report.of_study import write_study_report
+from dcr_ray.runtime import RayCluster, start_ray
+from dcr_ray.stored import SPEC_FILE
+from dcr_ray.study import Resources, StudySpec
+from dcr_ray.tracking import Tracker
+from dcr_ray.trial import Trial
+
+
+WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep left. `complete` is False for one that was interrupted or stopped early; `stopped` says why."""
+
+    trials: tuple[Trial, ...]
+    study_dir: Path
+    report: Path
+    tracking_uri: str
+    complete: bool
+    stopped: str | None
+
+
+def sweep(spec: StudySpec, *, address: str | None = None, console: Any = None) -> SweepResult:
+    """Run a study, or go on with it. Raises InputError before anything is started, for everything that is wrong.
+
+    Call it from the main thread: Ctrl-C and SIGTERM end it in an orderly way, and the same call goes on later.
+    """
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    with console.status("checking data and model") if console.is_terminal else _silence():
+        ready = preflight(spec, machine=machine_for(address), progress=console.log)
+    with _driver_lock(ready.study_dir):
+        (ready.study_dir / SPEC_FILE).write_text(spec.as_yaml())
+        return _run(ready, address, console)
+
+
+def _run(ready: Ready, address: str | None, console: Any) -> SweepResult:
+    from dcr_ray.search.ask_tell import Search
+    from dcr_ray.search.journal import JOURNAL_FILE, StudyJournal, mend_journal
+
+    spec = ready.spec
+    mend_journal(ready.study_dir / JOURNAL_FILE)
+    journal = StudyJournal(spec, ready.study_dir)
+    search = Search(journal)
+    stopped: str | None = None
+    with Tracker(ready.study_dir, ready.tracking_uri, spec.study) as tracker:
+        observer = Observer(spec, journal, tracker, spec.as_yaml())
+        if search.remaining():
+            stopped = _run_on_ray(ready, address, console, search, observer)
+        trials = journal.trials()
+        report = write_study_report(spec, journal, trials, ready.report_dir, stopped)
+        observer.end(trials, report, interrupted=stopped is not None)
+    return SweepResult(tuple(trials), ready.study_dir, report, ready.tracking_uri, not search.remaining(), stopped)
+
+
+def _run_on_ray(ready: Ready, address: str | None, console: Any, search: Any, observer: Observer) -> str | None:
+    spec = ready.spec
+    resources = spec.resources
+    cpus = resources.worker_groups * spec.shape.ranks * resources.cpus_per_rank + resources.engines * resources.cpus_per_engine
+    cluster = start_ray(address, cpus, spec.study, ready.study_dir, ready.cache_dir)
+    import ray
+
+    try:
+        resources = fitted(spec, cluster, cpus)
+        observer.say(f"Ray {'started on this machine' if cluster.own else 'found at ' + cluster.address}"
+                     + (f", dashboard http://{cluster.dashboard}" if cluster.dashboard else ""))
+        return _run_with_crew(ready, cluster, resources, console, search, observer)
+    finally:
+        ray.shutdown()
+
+
+def _run_with_crew(ready: Ready, cluster: RayCluster, resources: Resources, console: Any, search: Any, observer: Observer) -> str | None:
+    from dcr_ray.pools.crew import Crew
+    from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
+
+    spec, inputs = ready.spec, ready.inputs
+    prunings: dict[str, str] = {}
+    searcher = TuneSearcher(search, observer.trial_started, observer.trial_ended, prunings)
+    tune_dir = ready.study_dir / "ray-tune"
+    shutil.rmtree(tune_dir, ignore_errors=True)
+    view = LiveView(console, spec.study, search.total, spec.objectives, spec.search.concurrent)
+    with _orderly_interruption(searcher), Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew, view:
+        with _watching(crew, observer, view, searcher):
+            run_trials(
+                searcher, StageHalving(search, prunings), search.remaining(), spec.search.concurrent,
+                crew.broker_name, crew.namespace, inputs, str(tune_dir), time.strftime("%Y%m%d-%H%M%S"),
+            )
+    shutil.rmtree(tune_dir, ignore_errors=True)
+    if observer.fault is not None:
+        raise observer.fault
+    if search.stopped:
+        return search.stopped
+    return "interrupted" if searcher.interrupted else None
+
+
+def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resources:
+    """The study's resources with what it left open filled in. Raises InputError where the cluster has less than needed."""
+    resources, ranks = spec.resources, spec.shape.ranks * spec.resources.worker_groups
+    cores = os.cpu_count() or 1
+    gpus_per_rank = resources.gpus_per_rank if resources.gpus_per_rank is not None else float(cluster.gpus > 0)
+    gpus_per_engine = resources.gpus_per_engine if resources.gpus_per_engine is not None else float(cluster.gpus > 0)
+    gpus_needed = ranks * gpus_per_rank + resources.engines * gpus_per_engine
+    problems = []
+    if cpus_needed > cluster.cpus:
+        fix = "Lower shape.ranks, resources.worker_groups, cpus_per_rank or cpus_per_engine, or add nodes."
+        problems.append(Problem("resources", f"{cpus_needed:g} CPUs wanted", f"at most {cluster.cpus:g} (the cluster's)", fix))
+    if gpus_needed > cluster.gpus:
+        fix = "Let ranks and engines share GPUs with fractions (resources.gpus_per_rank: 0.5), or lower shape.ranks."
+        problems.append(Problem("resources", f"{gpus_needed:g} GPUs wanted", f"at most {cluster.gpus:g} (the cluster's)", fix))
+    if problems:
+        raise InputError(problems)
+    return resources.model_copy(
+        update={
+            "gpus_per_rank": gpus_per_rank,
+            "gpus_per_engine": gpus_per_engine,
+            "threads_per_rank": resources.threads_per_rank
+            or (max(1, cores // ranks) if cluster.own else max(1, int(resources.cpus_per_rank))),
+            "threads_per_engine": resources.threads_per_engine
+            or (max(1, cores // 2) if cluster.own else max(1, int(resources.cpus_per_engine))),
+        }
+    )
+
+
+@contextmanager
+def _watching(crew: Any, observer: Observer, view: LiveView, searcher: Any) -> Iterator[None]:
+    """A thread that looks at the crew, tells the observer and draws the view, about once a second."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            try:
+                for message in crew.watch():
+                    observer.say(message)
+                view.update(observer.look(crew))
+                if crew.gone and not searcher.interrupted:
+                    raise DcrError(crew.gone)
+            except Exception as error:
+                if not over.is_set() and not searcher.interrupted:
+                    observer.fault = error
+                    os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)
+        view.update(observer.look(crew))
+
+
+@contextmanager
+def _orderly_interruption(searcher: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let Tune end its loop; trials under way stay open in the journal. A second Ctrl-C is abrupt."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        searcher.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Tune's own handler for an orderly end; it leaves SIGINT to us (TUNE_DISABLE_SIGINT_HANDLER).
+        signal.raise_signal(signal.SIGUSR1)
+
+    ours = (signal.SIGINT, signal.SIGTERM)
+    # Until Tune has installed its handler there is nothing to end.
+    before = {number: signal.getsignal(number) for number in (*ours, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        searcher.interrupted = True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _driver_lock(study_dir: Path) -> Iterator[None]:
+    """One driver per study. The lock is the kernel's, so a killed driver leaves none."""
+    with open(study_dir / "driver.lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise InputError(
+                [Problem("study", f"{study_dir.name}, which {holder} is running", "a study that nobody runs",
+                         "Wait for it, stop it with `dcr-ray stop`, or give this one another name.")]
+            ) from None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    yield
