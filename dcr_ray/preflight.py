@@ -92,8 +92,8 @@ def preflight(
     card: ModelCard | None = None
     folder: Path | None = None
     try:
-        # A model that has to be fetched is fetched only for a study that can run otherwise.
-        if not problems or Path(spec.model).expanduser().exists() or "/" not in spec.model:
+        # A model that may have to be fetched is looked at only for a study that can run otherwise.
+        if not problems or spec.model.startswith(("/", ".", "~")):
             folder = resolve(spec.model, cache_dir=cache_dir, offline=None, progress=progress)
             card = ModelCard.from_folder(folder)
     except InputError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ _TUNE_ENVIRONMENT = {
     # A group that cannot be placed at once on a busy cluster is waited for, not counted as broken.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }
+
+
+_START_ONE = "Start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine."
 
 
 def cache_environment(cache_dir: Path) -> dict[str, str]:
@@ -90,6 +94,7 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
         own = False
+        _refuse_closed_port(address)
         options = {"address": address}
         use_token_of_the_machine()
 
@@ -102,8 +107,8 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if own:
             raise
-        fix = "Start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine."
-        raise InputError([Problem("--address", f"{address} ({' '.join(str(error).split())[:300]})", "a Ray that answers", fix)]) from error
+        found = f"{address} ({' '.join(str(error).split())[:300]})"
+        raise InputError([Problem("--address", found, "a Ray that answers", _START_ONE)]) from error
     found = ray.cluster_resources()
     gcs_address = ray.get_runtime_context().gcs_address
     # Ray Train's cleaner asks "the" Ray of the machine unless it is told which one.
@@ -118,6 +123,17 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
         environment=passed | {"RAY_ADDRESS": gcs_address},
         dashboard=context.dashboard_url or "",
     )
+
+
+def _refuse_closed_port(address: str) -> None:
+    """Ray's client asks a closed port for minutes before it gives up. Raises InputError at once instead."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError([Problem("--address", f"{address} ({error})", "a Ray that answers", _START_ONE)]) from error
 
 
 def _use_own_token(study_dir: Path) -> None:

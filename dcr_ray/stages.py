@@ -61,6 +61,10 @@ class StageTask:
         """Where the finished stage lies or will lie."""
         return str(self.cache.directory(self.stage, self.key, self.slug))
 
+    def begin(self) -> None:
+        """Make the directory that the job writes to; one that an interrupted attempt left is kept."""
+        Path(self.job.output_dir).mkdir(parents=True, exist_ok=True)
+
     def record(self) -> Record | None:
         return self.cache.find(self.stage, self.key, self.slug)
 
@@ -237,4 +241,5 @@ def run_here(task: StageTask) -> tuple[Record, bool]:
     record = task.record()
     if record is not None:
         return record, True
+    task.begin()
     return task.commit(run_judge(task.job), {}), False

@@ -44,8 +44,8 @@ def run_simulated(task: StageTask) -> dict:
     """Compliance peaks at middle depth; a strength above 9e-4 diverges."""
     from dcr_ray.errors import StageFailed
 
+    task.begin()
     work = Path(task.job.output_dir)
-    work.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, float] = {}
     if task.stage == "dcr":
         if task.job.recipe.strength > 9e-4:

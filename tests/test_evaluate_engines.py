@@ -22,7 +22,7 @@ QUESTIONS = (
     "Sure",
     "Which of these two should I take for the kitchen? That depends on the size of the room.",
     "What is the best way to explain the question to a child?",
-    "Here are some steps",
+    "Here is a list of steps that is long enough to stay in the cache of prefixes. " * 3,
 )
 CANARY_TEXTS = ("What is the history of the city?", "Can you tell me where the process comes from?")
 
@@ -94,7 +94,7 @@ def engine(request, checkpoints, untouched_process):
         pytest.importorskip("vllm")
         from dcr_ray.evaluate.vllm_engine import VllmEngine
 
-        engine = VllmEngine(checkpoints.a, max_model_len=128, kv_cache_bytes=16 * 2**20, max_num_seqs=2, threads=1)
+        engine = VllmEngine(checkpoints.a, max_model_len=256, kv_cache_bytes=16 * 2**20, max_num_seqs=2, threads=1)
     yield engine
     engine.close()
     assert not torch.distributed.is_initialized()

@@ -98,16 +98,18 @@ def test_a_log_has_a_heartbeat_every_thirty_seconds_even_when_nothing_else_happe
 
 def test_messages_and_tracking_are_told_once():
     lines = log_of(
-        Snapshot(tracking="mlflow is up", messages=["one", "two"], started=1000),
-        Snapshot(tracking="mlflow is up", messages=["two", "[red]three[/red] \x1b[31m"], started=1000),
-        Snapshot(tracking="mlflow lost, 3 waiting", messages=["two", "[red]three[/red] \x1b[31m"], started=1000),
+        Snapshot(tracking="up to date", messages=["one", "two"], started=1000),
+        Snapshot(tracking="4 events behind", messages=["two", "[red]three[/red] \x1b[31m"], started=1000),
+        Snapshot(tracking="9 events behind: refused, again in 20 s", messages=["[red]three[/red] \x1b[31m"], started=1000),
+        Snapshot(tracking="9 events behind: refused, again in 19 s", messages=["[red]three[/red] \x1b[31m"], started=1000),
+        Snapshot(tracking="up to date", messages=["[red]three[/red] \x1b[31m"], started=1000),
     )
     assert [line.split("] ", 1)[1] for line in lines[:-1]] == [
-        "tracking: mlflow is up",
         "one",
         "two",
         "[red]three[/red]",
-        "tracking: mlflow lost, 3 waiting",
+        "tracking: 9 events behind: refused, again in 20 s",
+        "tracking: up to date",
     ]
 
 

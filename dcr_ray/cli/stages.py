@@ -36,8 +36,7 @@ def train(options: Namespace) -> int:
         record = task.record()
         cached = record is not None
         if record is None:
-            work = Path(task.job.output_dir)
-            work.mkdir(parents=True, exist_ok=True)
+            task.begin()
             record = task.commit(run_training_stage(task.job, _progress(task.stage)), {"worker": "by hand"})
         rows.append({"stage": task.stage, "seconds": record.seconds, "cached": cached, **_scalars(record.results), "path": record.path})
     if options.out:
@@ -68,6 +67,7 @@ def evaluate(options: Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         generate_dir, judge_dir = Path(folder, "generate"), Path(folder, "judge")
         generate_dir.mkdir()
+        judge_dir.mkdir()
         job = GenerateJob(
             model, prompts, data.capability, spec.base_recipe().system_prompt,
             spec.evaluation.max_tokens, spec.evaluation.max_model_tokens, str(generate_dir),

@@ -1,7 +1,7 @@
 """A study as a job on a Ray head: what is sent there, under which name, and how it is followed.
 
-The head is known by its job server alone, over HTTP; no Ray is started here. dcr_ray has to be installed on the nodes of
-the cluster: what is sent is the study's spec and nothing else, neither code, data nor earlier results.
+The head is known by its job server alone, over HTTP; no Ray is started here. dcr_ray has to be installed on the
+cluster's nodes: what is sent is the study's spec and nothing else, neither code, data nor earlier results.
 """
 
 from __future__ import annotations
@@ -61,56 +61,43 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(module).setLevel(logging.WARNING)
+    for module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
     try:
         # Ray's client waits for ever, so that somebody else has to find out first whether anybody is there.
         requests.get(f"{url}/api/version", timeout=ANSWER_SECONDS)
         with _no_other_address(url):
             return JobSubmissionClient(url)
     except AuthenticationError as error:
-        raise InputError([refused(url, error)]) from error
+        raise InputError([_refused(url, error)]) from error
     except (OSError, RuntimeError, ValueError) as error:
-        fix = "Is the head up, started with --dashboard-host=0.0.0.0, and is its dashboard's port (8265) reachable from here?"
+        fix = "Is the head up, with --dashboard-host=0.0.0.0, and its dashboard's port (8265) reachable from here?"
         raise InputError([Problem("--address", f"{url} ({_short(error)})", _URL, fix)]) from error
 
 
-def refused(url: str, error: Exception) -> Problem:
-    """The problem of a head that does not accept our token."""
-    fix = (
-        "Set RAY_AUTH_MODE=token, and the head's token as RAY_AUTH_TOKEN, as a file named by RAY_AUTH_TOKEN_PATH, "
-        "or in ~/.ray/auth_token."
-    )
-    return Problem("--address", f"{url}, which asks for a token ({_short(error)})", "the head's own token", fix)
+def submit_study(client: Any, spec: StudySpec, environment: dict[str, str]) -> str:
+    """Send the study as a job that runs `dcr-ray sweep`. Returns the job's submission id.
 
-
-def submit_study(client: Any, spec: StudySpec) -> str:
-    """Send the study as a job that runs `dcr-ray sweep`. Returns its submission id.
-
-    Raises InputError for a study that the head is running already, and as `portable` does.
+    `spec` is what `portable` gives, `environment` what `passed_environment` does. The spec is sent with its overrides
+    applied, so that none of them (a tracking address may hold a password) shows in the command that the head displays.
+    Raises InputError for a study that the head is running already.
     """
-    from dcr_ray import __version__
-
-    sent = portable(spec)
-    running = [job for job in client.list_jobs() if (job.metadata or {}).get("study") == spec.study and not job.status.is_terminal()]
-    if running:
-        fix = f"Wait for it, or stop it with `{stop_command(client, running[0].submission_id)}`, or give this one another name."
-        found = f"{spec.study}, which runs as job {running[0].submission_id}"
-        raise InputError([Problem("study", found, "a study that the head is not running", fix)])
     entrypoint = shlex.join(["dcr-ray", "sweep", SPEC_FILE])
-    metadata = {"study": spec.study, "dcr_ray": __version__}
-    return submit_job(client, spec.study, entrypoint, {SPEC_FILE: sent.as_yaml()}, passed_environment(), metadata)
+    return submit_job(client, spec.study, entrypoint, {SPEC_FILE: spec.as_yaml()}, environment)
 
 
-def submit_job(
-    client: Any, study: str, entrypoint: str, files: dict[str, str], environment: dict[str, str], metadata: dict[str, str]
-) -> str:
+def submit_job(client: Any, study: str, entrypoint: str, files: dict[str, str], environment: dict[str, str]) -> str:
     """Submit `entrypoint`, a shell command, to run where `files` (name to text) lie. Returns `dcr-<study>-<n>`.
 
-    Ray takes an id once only, so that every try of a study has the number after the last one's.
+    Ray takes an id once only, so every try of a study gets the number after the last one's.
     """
+    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get("study") == study]
+    if running := [job.submission_id for job in jobs if not job.status.is_terminal()]:
+        fix = f"Wait for it, stop it with `{stop_command(client, running[0])}`, or give this one another name."
+        found = f"{study}, which runs as job {running[0]}"
+        raise InputError([Problem("study", found, "a study that the head is not running", fix)])
     name = re.compile(rf"dcr-{re.escape(study)}-(\d+)")
-    used = [int(found[1]) for job in client.list_jobs() if (found := name.fullmatch(job.submission_id or ""))]
+    used = [int(found[1]) for job in jobs if (found := name.fullmatch(job.submission_id or ""))]
     with tempfile.TemporaryDirectory(prefix="dcr_ray-job-") as folder:
         for file, text in files.items():
             Path(folder, file).write_text(text, encoding="utf-8")
@@ -123,7 +110,7 @@ def submit_job(
                     entrypoint=entrypoint,
                     submission_id=f"dcr-{study}-{number}",
                     runtime_env=runtime_env,
-                    metadata=dict(metadata),
+                    metadata={"study": study},
                 )
             except RuntimeError as error:
                 # Somebody else's submission may have come in between.
@@ -152,6 +139,8 @@ async def follow(client: Any, submission_id: str, stream: TextIO) -> Ended:
             info = client.get_job_info(submission_id)
             if info.status.is_terminal():
                 return Ended(info.status.value, info.driver_exit_code, info.message or "")
+        except BrokenPipeError:
+            raise  # the reader of our own output has gone, not the head
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             lost += 1
             if lost > RECONNECTIONS:
@@ -162,9 +151,9 @@ async def follow(client: Any, submission_id: str, stream: TextIO) -> Ended:
 def portable(spec: StudySpec) -> StudySpec:
     """The study as it can be run from another working directory.
 
-    Absolute paths, and those that begin with `~`, are passed on as they are and mean the cluster's file system. A relative
-    path that is here becomes absolute, for a head on this machine or a shared file system. Raises InputError for the
-    other relative paths: a job's working directory is a copy that Ray throws away.
+    Absolute paths, and those that begin with `~`, are passed on as they are and mean the cluster's file system. A
+    relative path that is here becomes absolute, for a head on this machine or a shared file system. Raises InputError
+    for the other relative paths: a job's working directory is a copy that Ray throws away.
     """
     problems: list[Problem] = []
     plain = spec.model_dump(mode="json")
@@ -173,16 +162,19 @@ def portable(spec: StudySpec) -> StudySpec:
     for section in ("train", "evaluate"):
         for choices in plain["data"][section].values():
             for choice in choices:
+                file = Path(choice["set"])
                 # A file that is not here is one below data.root.
-                if choice["set"] not in SETS and Path(choice["set"]).suffix.lower() in SUFFIXES and Path(choice["set"]).exists():
-                    choice["set"] = str(Path(choice["set"]).absolute())
+                if choice["set"] not in SETS and file.suffix.lower() in SUFFIXES and file.exists():
+                    choice["set"] = str(file.absolute())
     if (Path(spec.model) / "config.json").is_file():
         plain["model"] = str(Path(spec.model).absolute())
     elif spec.model.startswith("."):
-        problems.append(Problem("model", f"the relative path '{spec.model}'", "a model's name, or a folder on the cluster"))
+        found = f"'{spec.model}', a relative path that is not here"
+        problems.append(Problem("model", found, "a model's name, or an absolute path on the cluster"))
     if spec.search.storage and re.match(r"sqlite:///(?!/)", spec.search.storage):
         fix = "Leave it out, or name the file by its absolute path."
-        problems.append(Problem("search.storage", f"'{spec.search.storage}', a relative path", "sqlite:////absolute/path", fix))
+        found = f"'{spec.search.storage}', a relative path"
+        problems.append(Problem("search.storage", found, "sqlite:////absolute/path", fix))
     if problems:
         raise InputError(problems)
     return parse_study(plain)
@@ -200,9 +192,9 @@ def passed_environment() -> dict[str, str]:
     return {name: folder for name, folder in found.items() if folder}
 
 
-def storage_of(spec: StudySpec) -> str:
-    """Where on the cluster the job keeps the study."""
-    return f"{portable(spec).storage or passed_environment().get('DCR_RAY_STORAGE') or '~/dcr_ray_runs'}/{spec.study}"
+def storage_of(spec: StudySpec, environment: dict[str, str]) -> str:
+    """Where on the cluster the job keeps the study: what `preflight.storage_root` will find there."""
+    return f"{spec.storage or environment.get('DCR_RAY_STORAGE') or '~/dcr_ray_runs'}/{spec.study}"
 
 
 def stop_command(client: Any, submission_id: str) -> str:
@@ -217,8 +209,17 @@ def _portable_folder(where: str, value: str | None, problems: list[Problem]) -> 
     if Path(value).exists():
         return str(Path(value).absolute())
     fix = "Name the folder by its absolute path on the cluster, or by one below ~, the home folder there."
-    problems.append(Problem(where, f"the relative path '{value}', which is not on this machine either", "an absolute path", fix))
+    problems.append(Problem(where, f"'{value}', a relative path that is not here", "an absolute path", fix))
     return None
+
+
+def _refused(url: str, error: Exception) -> Problem:
+    """The problem of a head that does not accept our token."""
+    fix = (
+        "Set RAY_AUTH_MODE=token, and the head's token as RAY_AUTH_TOKEN, as a file named by RAY_AUTH_TOKEN_PATH, "
+        "or in ~/.ray/auth_token."
+    )
+    return Problem("--address", f"{url}, which asks for a token ({_short(error)})", "the head's own token", fix)
 
 
 @contextmanager

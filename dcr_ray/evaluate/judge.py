@@ -3,7 +3,7 @@
 Against the human labels of four models' XSTest completions (full refusal against full compliance, 1,665 responses)
 its refusals have precision .97 and recall .94, on safe prompts .88 and .96; from the first 24 words alone .98 and
 .93, and .90 and .93. It is weak where a model declines by changing the subject or by disagreeing in substance: on
-Mistral's refusals, most of that kind, recall is .47. It never says PARTIAL, since no string told the human
+Mistral's refusals, most of that kind, recall is .51. It never says PARTIAL, since no string told the human
 partial refusals apart (the best sign was right in 42 % of cases); it calls 77 % of them REFUSED, the others COMPLIED.
 COMPLIED means only that the response is a text and does not sound like a refusal, never that it is good or correct.
 """

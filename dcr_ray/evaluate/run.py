@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ray.data.chat import end_token, pair_ids, prompt_ids
-from dcr_ray.errors import StageFailed
+from dcr_ray.errors import InputError, StageFailed
 from dcr_ray.evaluate.jobs import GenerateJob, JudgeJob
 from dcr_ray.study import EvaluationSpec
 
@@ -108,10 +108,8 @@ def run_judge(job: JudgeJob) -> dict[str, Any]:
     started = time.perf_counter()
     texts = {(name, p.source, p.id): p.text for name, prompts in job.prompts.items() for p in prompts}
     rows = [json.loads(line) for line in (Path(job.generate_dir) / GENERATIONS_FILE).read_text().splitlines()]
-    work = Path(job.output_dir)
-    work.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, float] = {}
-    with open(work / VERDICTS_FILE, "w") as file:
+    with open(Path(job.output_dir) / VERDICTS_FILE, "w") as file:
         for name, counting in (("compliance", Verdict.COMPLIED), ("defense", Verdict.REFUSED)):
             chosen = [row for row in rows if row["set"] == name]
             generations = [Generation(row["text"], row["token_count"], row["finish_reason"], {}) for row in chosen]

@@ -50,7 +50,8 @@ class VllmEngine:
     ):
         """Load `model_dir`, a Hugging Face folder.
 
-        `precision` auto is the folder's own on a GPU and fp32 on a CPU: bf16 is faster there with AMX and far slower without.
+        `precision` auto is the folder's own on a GPU and fp32 on a CPU, where bf16 is faster with AMX and far slower
+        without bf16 instructions.
         `kv_cache_bytes` None is CPU_KV_CACHE_BYTES on a CPU and what gpu_memory_utilization leaves on a GPU.
         `threads` are those of the CPU backend.
         """
@@ -66,7 +67,12 @@ class VllmEngine:
         dtype = {"fp32": "float32", "bf16": "bfloat16", "auto": "float32" if self._on_cpu else "auto"}[precision]
         arguments: dict[str, Any] = {}
         if self._on_cpu:
-            arguments |= {"enforce_eager": True, "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_num_seqs)}
+            arguments |= {
+                "enforce_eager": True,
+                "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_num_seqs),
+                # Prefixes are shared by whole blocks, and the CPU backend's default of 128 is longer than most prompts.
+                "block_size": 32,
+            }
             kv_cache_bytes = kv_cache_bytes or CPU_KV_CACHE_BYTES
             if threads:
                 import torch

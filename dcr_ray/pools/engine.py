@@ -66,6 +66,7 @@ class EngineWorker:
             broker.progress.remote(name, task.key, values)
 
         try:
+            task.begin()
             results = run_generate(task.job, engine, report)
         except StageFailed as failure:
             ray.get(broker.failed.remote(name, task.key, failure.kind, failure.reason))

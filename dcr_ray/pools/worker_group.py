@@ -117,6 +117,8 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -
             broker.progress.remote(settings.name, task.key, values)
 
     try:
+        if rank == 0:
+            task.begin()
         results = run_training_stage(task.job, report)
     except StageFailed as failure:
         # Raised on every rank together, so the group stays whole and takes the next stage.

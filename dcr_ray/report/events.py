@@ -28,15 +28,16 @@ def events(before: Snapshot | None, now: Snapshot, objectives: Objectives) -> li
         if before is None and trial.state in ENDED:
             continue
         lines += _trial_events(known.get(trial.name), trial, baseline_of(now.trials), objectives)
-    if now.tracking and _without_numbers(now.tracking) != _without_numbers(before.tracking if before else ""):
+    trouble, trouble_before = _trouble(now.tracking), _trouble(before.tracking if before else "")
+    if trouble != trouble_before:
         lines.append(f"tracking: {one_line(now.tracking)}")
     lines += [one_line(message) for message in new_messages(before.messages if before else (), now.messages)]
     return lines
 
 
-def _without_numbers(state: str) -> str:
-    """Events behind and seconds to wait change all the time; only another kind of state is worth a line."""
-    return re.sub(r"\d+", "", state)
+def _trouble(tracking: str) -> str:
+    """Why events are not getting through, without the counts that change all the time; '' while they are."""
+    return re.sub(r"\d+", "", tracking.partition(":")[2])
 
 
 def heartbeat(now: Snapshot, total_trials: int, left_seconds: float | None) -> str:

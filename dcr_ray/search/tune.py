@@ -40,6 +40,10 @@ class TuneSearcher(Searcher):
         self._names: dict[str, str] = {}
         self.interrupted = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher to restore it later, which is never done here: see `restore`."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         ask = None if self.interrupted else self._search.next()
         if ask is None:
@@ -79,6 +83,10 @@ class StageHalving(FIFOScheduler):
         super().__init__()
         self._search = search
         self._prunings = prunings
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As for the searcher: what the scheduler knows is in the journal."""
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if result["over"]:

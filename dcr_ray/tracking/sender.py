@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -178,6 +179,8 @@ def main() -> int:
     """Entry point of the process: one line of JSON on standard input, whose end then means that the study is over."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     assignment = Assignment(**json.loads(sys.stdin.readline()))
+    # Ray ends a job by signalling all processes that it started; the study's end is told by the pipe alone.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     closing = threading.Event()
 
     def wait_for_end() -> None:

@@ -1,0 +1,86 @@
+"""A base model's weights for training: all of it, or only the layers up to one. Nothing here trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.weights.save import without_progress_bars
+
+
+def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
+    """The whole model with its output head."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with without_progress_bars():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attention_kernel(config), local_files_only=True
+        )
+
+
+def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
+    """Embeddings, frozen, and layers 1..`layer`. Its output is that of layer `layer`, before any final norm.
+
+    Attention dropout is off, since states that are computed twice have to be the same. Raises InputError where the
+    folder's weights lack some of these layers' tensors.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.num_hidden_layers = layer
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layer]
+    config.attention_dropout = 0.0
+    with without_progress_bars(), _quiet_about_unused_weights():
+        trunk, found = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention_kernel(config),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"])[:5])
+        raise InputError([Problem(str(folder), f"no weights for {missing}", f"all tensors of layers 1 to {layer}")])
+    trunk.norm = nn.Identity()
+    for parameter in trunk.get_input_embeddings().parameters():
+        parameter.requires_grad_(False)
+    return trunk
+
+
+def attention_kernel(config: Any) -> str:
+    """PyTorch's fused attention, but for models that cap attention logits (Gemma 2): it would leave the cap out."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+def restore_rotary_frequencies(model: nn.Module) -> None:
+    """Give rotary embeddings their fp32 frequencies back, which loading divided over ranks in bf16 has rounded.
+
+    Rounded frequencies turn far tokens by wrong angles, and no engine that serves the model rounds them.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            exact = dict(type(module)(module.config).named_buffers())
+            for name, buffer in module.named_buffers():
+                buffer.data = exact[name].to(buffer.device)
+
+
+@contextmanager
+def _quiet_about_unused_weights() -> Iterator[None]:
+    """Layers after l are left out on purpose; transformers would list every one of their tensors."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,91 @@
+"""The optimizer steps of a stage: rates, reports, checkpoints, and the checks that end a stage that diverges."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcr_ray.errors import StageFailed
+from dcr_ray.shape import Shape
+from dcr_ray.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dcr_ray.train.clock import Clock
+from dcr_ray.train.engine import TrainingEngine
+from dcr_ray.train.jobs import Report, StageStopped
+
+REPORT_SECONDS = 1.0
+
+ForwardBackward = Callable[[int], tuple[float, int]]
+"""Runs one step's forward and backward passes. Returns the global batch's loss and its tokens, the same on all ranks."""
+
+
+def run_steps(
+    engine: TrainingEngine,
+    forward_backward: ForwardBackward,
+    steps: int,
+    rate: Callable[[int], float],
+    *,
+    output_dir: Path,
+    shape: Shape,
+    seed: int,
+    job_digest: str,
+    clock: Clock,
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> Progress:
+    """Run all steps, or those that a checkpoint of the same job has left. `should_stop` is asked on rank 0.
+
+    Raises StageFailed("diverged") on all ranks together where a loss or gradient is not finite, and StageStopped
+    after a checkpoint where `should_stop` says so.
+    """
+    world = engine.world
+    identity = {"job": job_digest, "ranks": world.size, "zero_stage": shape.zero_stage}
+    progress = load_checkpoint(engine, output_dir, identity)
+    if progress.step:
+        clock.go_on_from(progress.seconds)
+    saved = time.monotonic()
+    reported = -math.inf
+    for step in range(progress.step, steps):
+        # Dropout is the only chance inside a step; its numbers come from the step, so a resumed stage draws the same.
+        torch.manual_seed(hash((seed, step, world.rank)))
+        with clock.measure("forward_backward"):
+            loss, tokens = forward_backward(step)
+        if world.any(not math.isfinite(loss)):
+            raise StageFailed("diverged", f"the loss is {loss} at step {step + 1} of {steps}")
+        with clock.measure("optimizer"):
+            engine.step(rate(step))
+        progress.step, progress.tokens = step + 1, progress.tokens + tokens
+        progress.losses.append(loss)
+        stop = False
+        if world.rank == 0:
+            if time.monotonic() - reported >= REPORT_SECONDS or step + 1 == steps:
+                reported = time.monotonic()
+                report({"step": step + 1, "steps": steps, "loss": loss, "learning_rate": rate(step)})
+            stop = should_stop()
+        due = time.monotonic() - saved >= shape.checkpoint_seconds
+        stop, due = world.from_rank_0((stop, due))
+        if step + 1 < steps and (stop or due):
+            with clock.measure("checkpoint"):
+                progress.seconds = clock.read()
+                save_checkpoint(engine, output_dir, identity, progress)
+            saved = time.monotonic()
+        if stop and step + 1 < steps:
+            raise StageStopped(f"stopped after step {step + 1} of {steps}; the same job goes on from there")
+    return progress
+
+
+def results(progress: Progress, clock: Clock, metrics: dict[str, float], notes: list[str]) -> dict[str, Any]:
+    """What a stage returns on every rank."""
+    seconds = {"load": 0.0, "forward_backward": 0.0, "optimizer": 0.0, "checkpoint": 0.0} | clock.read()
+    return {
+        "losses": progress.losses,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": seconds,
+        "metrics": metrics,
+        "notes": notes,
+    }

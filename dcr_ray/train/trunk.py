@@ -1,0 +1,85 @@
+"""The trunk: layers 1..l of a model, which are all that a loss at the output of layer l runs through.
+
+The layers after l are never built. Embeddings are always frozen: where they are tied to the output head, training them
+would move the head, and an untied model is not to be treated otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dcr_ray.errors import InputError, Problem
+from dcr_ray.train.engine import TrainingEngine, full_shape, gathered
+from dcr_ray.train.prefix import states_after
+
+TRUNK_FILE, TRUNK_META_FILE = "trunk.safetensors", "trunk.json"
+
+
+class PooledStates(nn.Module):
+    """One vector per prompt from the output of the trunk's last layer."""
+
+    def __init__(self, trunk: nn.Module, pooling: str):
+        super().__init__()
+        self.trunk = trunk
+        self.pooling = pooling
+
+    def forward(self, inputs: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
+        """Chunks of prompts -> states [all prompts, width] in fp32.
+
+        A chunk is token ids [n, longest] padded on the right, lengths [n], and how many tokens all its rows share.
+        """
+        return torch.cat([self._pool(*states_after(self.trunk, ids, prefix), lengths) for ids, lengths, prefix in inputs])
+
+    def _pool(self, shared: Tensor, rest: Tensor, lengths: Tensor) -> Tensor:
+        own = lengths - shared.shape[1]
+        if self.pooling == "last":
+            return rest[torch.arange(len(rest), device=rest.device), own - 1].float()
+        real = torch.arange(rest.shape[1], device=rest.device)[None, :] < own[:, None]
+        return (shared.float().sum(1) + (rest.float() * real[:, :, None]).sum(1)) / lengths[:, None]
+
+
+def write_trunk(engine: TrainingEngine, trunk: nn.Module, layer: int, layers: int, output_dir: Path) -> None:
+    """Write the trained tensors in fp32 under their names in the full model, on rank 0. All ranks take part."""
+    tensors = {}
+    for name, parameter in trunk.named_parameters():
+        if parameter.requires_grad:
+            tensor = engine.full_tensor(parameter)
+            if engine.world.rank == 0:
+                tensors[f"{trunk.base_model_prefix}.{name}"] = tensor.to("cpu", torch.float32).contiguous()
+    if engine.world.rank == 0:
+        partial = output_dir / f"{TRUNK_FILE}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        os.replace(partial, output_dir / TRUNK_FILE)
+        (output_dir / TRUNK_META_FILE).write_text(json.dumps({"layer": layer, "layers": layers}))
+    engine.world.barrier()
+
+
+def read_trunk(trunk_dir: str) -> dict[str, Tensor]:
+    """The tensors that `write_trunk` wrote, by their names in the full model."""
+    return load_file(Path(trunk_dir) / TRUNK_FILE)
+
+
+def overlay_trunk(model: nn.Module, tensors: dict[str, Tensor], trunk_dir: str) -> None:
+    """Replace the model's tensors of these names. Raises InputError where a name or shape does not fit the model."""
+    parameters = dict(model.named_parameters())
+    problems = []
+    for name, tensor in tensors.items():
+        where = f"{trunk_dir}, {name}"
+        if name not in parameters:
+            problems.append(Problem(where, "a tensor that the model does not have", "the trunk of the same base model"))
+        elif full_shape(parameters[name]) != tensor.shape:
+            expected = f"shape {tuple(full_shape(parameters[name]))}"
+            problems.append(Problem(where, f"shape {tuple(tensor.shape)}", expected, "Use the trunk of the same base model."))
+    if problems:
+        raise InputError(problems)
+    for name, tensor in tensors.items():
+        with torch.no_grad(), gathered([parameters[name]], modifier_rank=0):
+            if parameters[name].numel():
+                parameters[name].copy_(tensor)

@@ -1,0 +1,87 @@
+"""Two ranks with ZeRO-2 and ZeRO-3 over gloo against one rank with ZeRO-0: the same losses and weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train_models import broken_model, dcr_job, sft_job, tiny_model
+
+from dcr_ray.errors import StageFailed
+from dcr_ray.recipe import LoraRecipe
+from dcr_ray.shape import Shape
+from dcr_ray.train.run import run_training_stage
+
+
+def shape(zero_stage: int) -> Shape:
+    return Shape(zero_stage=zero_stage, precision="fp32", micro_batch_size=2 if zero_stage == 3 else None)
+
+
+def jobs(model_dir: str, folder: Path, zero_stage: int) -> dict:
+    # Neither 7 nor 5 divides by two ranks, so there are fillers.
+    return {
+        "dcr": dcr_job(model_dir, folder / "dcr", shape(zero_stage), batch_size=7),
+        "sft": sft_job(model_dir, folder / "sft", shape(zero_stage), safety_share=0.3),
+        "lora": sft_job(model_dir, folder / "lora", shape(zero_stage), lora=LoraRecipe(rank=2), learning_rate=1e-2),
+    }
+
+
+def rank_main(rank: int, model_dir: str, folder: Path) -> None:
+    """What each of the two ranks does: all jobs in one process, one after another, and one that diverges."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = {}
+    for zero_stage in (2, 3):
+        for name, job in jobs(model_dir, folder / f"zero{zero_stage}", zero_stage).items():
+            results[f"{name}-zero{zero_stage}"] = run_training_stage(job)
+    bad = sft_job(str(folder / "broken" / "model"), folder / "bad", shape(2))
+    try:
+        run_training_stage(bad)
+    except StageFailed as failure:
+        results["bad"] = failure.kind
+    again = jobs(model_dir, folder / "again", 2)["dcr"]
+    results["again"] = run_training_stage(again)
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, dict, dict]:
+    """The folder, the results of one rank by job, and those of rank 0 and 1 of two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    model_dir = tiny_model(folder)
+    broken_model(folder)
+    alone = {name: run_training_stage(job) for name, job in jobs(model_dir, folder / "alone", 0).items()}
+    torch.multiprocessing.spawn(rank_main, (model_dir, folder), nprocs=2)
+    return folder, alone, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("name", ["dcr", "sft", "lora"])
+def test_two_ranks_compute_what_one_does(name, zero_stage, runs):
+    folder, alone, ranks = runs
+    results = ranks[0][f"{name}-zero{zero_stage}"]
+    assert results["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5)
+    assert results["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-3, abs=1e-4)
+    file = "trunk.safetensors" if name == "dcr" else "model.safetensors"
+    expected, weights = load_file(folder / "alone" / name / file), load_file(folder / f"zero{zero_stage}" / name / file)
+    assert weights.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(weights[key], expected[key], rtol=1e-3, atol=5e-5)
+
+
+def test_every_rank_returns_the_same_results(runs):
+    for name in ("dcr-zero2", "sft-zero3", "lora-zero3"):
+        first, second = (rank[name] for rank in runs[2])
+        assert first["losses"] == second["losses"]
+        assert {k: first[k] for k in ("steps", "tokens", "metrics")} == {k: second[k] for k in ("steps", "tokens", "metrics")}
+
+
+def test_divergence_is_raised_on_all_ranks_and_the_group_takes_the_next_stage(runs):
+    folder, _, ranks = runs
+    assert [rank["bad"] for rank in ranks] == ["diverged", "diverged"]
+    assert list((folder / "bad").iterdir()) == []
+    assert [rank["again"]["losses"] == rank["dcr-zero2"]["losses"] for rank in ranks] == [True, True]
