@@ -50,9 +50,12 @@ def cache_environment(cache_dir: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # Standard output is for a command's table or JSON document.
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # oneMKL and OpenMP threads that spin while they wait take the core another process needs.
+        # OpenMP threads that spin while they wait take the core that an engine or another rank needs (GNU's and Intel's).
+        "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "1",
     }
     return found | {name: os.environ.get(name, value) for name, value in fixed.items()}

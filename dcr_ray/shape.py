@@ -22,7 +22,7 @@ class Shape(BaseModel):
         None, ge=1, description="most sequences a rank holds at once; none means its whole part of the batch"
     )
     precision: Precision = Field(
-        "auto", description="bf16 computes in bf16 and keeps fp32 masters; auto takes bf16 where the hardware has it"
+        "auto", description="bf16 computes in bf16 and keeps fp32 masters; auto is bf16 on GPUs that have it, else fp32"
     )
     offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory (ZeRO 1 to 3)")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

@@ -18,11 +18,14 @@ from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.chunks import padded
 from dcr_ray.train.dcr import run_dcr
+from dcr_ray.train.engine import memory_failures
 from dcr_ray.train.jobs import StageStopped
 from dcr_ray.train.loading import load_trunk
 from dcr_ray.train.losses import contrastive_loss
+from dcr_ray.train.precision import resolved_precision
 from dcr_ray.train.prefix import shared_prefix
 from dcr_ray.train.trunk import PooledStates
+from dcr_ray.train.world import World
 
 
 @pytest.fixture(scope="module")
@@ -152,33 +155,27 @@ def test_chunks_and_zero_stages_change_nothing(shape, model_dir, plain_run, tmp_
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_bf16_stays_near_fp32_and_keeps_fp32_weights(zero_stage, model_dir, plain_run, tmp_path):
     job = dcr_job(model_dir, tmp_path, Shape(precision="bf16", zero_stage=zero_stage))
-    assert run_dcr(job)["losses"][0] == pytest.approx(plain_run[0]["losses"][0], rel=5e-3)
+    assert run_dcr(job)["losses"][0] == pytest.approx(plain_run[0]["losses"][0], rel=2e-2)
     weights = load_file(tmp_path / "trunk.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())
 
 
-def test_a_killed_stage_goes_on_from_its_checkpoint_and_ends_the_same(model_dir, plain_run, tmp_path):
+def test_a_killed_stage_goes_on_from_its_checkpoint_and_ends_the_same(model_dir, plain_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcr_ray.train.loop.REPORT_SECONDS", 0.0)
     job = dcr_job(model_dir, tmp_path, Shape(precision="fp32", checkpoint_seconds=1e-9))
     seen: list[int] = []
 
-    def die(values: dict) -> None:
+    def die_at_step_2(values: dict) -> None:
         seen.append(values["step"])
-        if values["step"] > 1:
+        if seen == [1, 2]:
             raise KeyboardInterrupt
 
-    import dcr_ray.train.loop as loop
-
-    loop_seconds, loop.REPORT_SECONDS = loop.REPORT_SECONDS, 0.0
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_dcr(job, report=die)
-        assert [p.name for p in tmp_path.iterdir()] == ["resume"]
-        resumed: list[int] = []
-        results = run_dcr(job, report=lambda values: resumed.append(values["step"]))
-    finally:
-        loop.REPORT_SECONDS = loop_seconds
-    assert seen == [1, 2] and resumed == [2, 3, 4, 5, 6]
+    with pytest.raises(KeyboardInterrupt):
+        run_dcr(job, report=die_at_step_2)
+    assert [p.name for p in tmp_path.iterdir()] == ["resume"]
+    results = run_dcr(job, report=die_at_step_2)
+    assert seen == [1, 2, 2, 3, 4, 5, 6]
     assert_same_run(results, job.output_dir, plain_run)
     assert not (tmp_path / "resume").exists()
 
@@ -222,3 +219,18 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_divergence_too(
 def test_a_class_of_one_prompt_is_refused(model_dir, tmp_path):
     with pytest.raises(InputError, match="toxic training prompts: found 1"):
         run_dcr(replace(dcr_job(model_dir, tmp_path), toxic=TOXIC[:1]))
+
+
+def test_running_out_of_memory_is_a_failure_of_the_stage_with_the_numbers():
+    with pytest.raises(StageFailed, match="rank 0 of 1.*4000000000000000 bytes") as failure:
+        with memory_failures(World(0, 1, torch.device("cpu"))):
+            torch.empty(10**15)
+    assert failure.value.kind == "out_of_memory"
+    with pytest.raises(RuntimeError, match="shape"):
+        with memory_failures(World(0, 1, torch.device("cpu"))):
+            raise RuntimeError("some shape is wrong")
+
+
+def test_auto_precision_is_fp32_on_a_cpu():
+    assert resolved_precision("auto", torch.device("cpu")) == "fp32"
+    assert resolved_precision("bf16", torch.device("cpu")) == "bf16"

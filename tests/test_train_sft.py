@@ -54,7 +54,8 @@ def test_the_loss_is_transformers_own_cross_entropy(family, tmp_path):
     sequences = [token_sequence(*pair_ids(tokenizer, p, r, SYSTEM_PROMPT), 96, True) for p, r in pairs]
     model = load_causal_model(folder, torch.float32)
     device = torch.device("cpu")
-    ids, targets = padded([s.ids for s in sequences], 0, device), padded([s.targets for s in sequences], IGNORED, device)
+    ids = padded([s.ids for s in sequences], 0, device)
+    targets = padded([s.targets for s in sequences], IGNORED, device)
     ours = AnswerLoss(model)(ids, targets) / sum(s.answer_tokens for s in sequences)
     ours.backward()
     gradient = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
@@ -108,7 +109,8 @@ def test_tied_embeddings_stay_tied_and_are_trained(model_dir, plain_run):
     assert "lm_head.weight" not in weights
     model = AutoModelForCausalLM.from_pretrained(plain_run[1])
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert not torch.equal(weights["model.embed_tokens.weight"], load_file(Path(model_dir, "model.safetensors"))["model.embed_tokens.weight"])
+    base = load_file(Path(model_dir, "model.safetensors"))
+    assert not torch.equal(weights["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
 
 
 def test_an_untied_head_is_written_and_trained(tmp_path):
@@ -144,8 +146,9 @@ def test_training_starts_from_the_trunk_where_one_is_given(zero_stage, model_dir
     same = trunk_of(tmp_path / "same", model_dir, 0.0)
     job = sft_job(model_dir, tmp_path / "a", shape, trunk_dir=same, safety_share=0.3)
     assert run_sft(job)["losses"][0] == pytest.approx(plain_run[0]["losses"][0], rel=1e-5)
-    moved = sft_job(model_dir, tmp_path / "b", shape, trunk_dir=trunk_of(tmp_path / "moved", model_dir, 0.1), learning_rate=1e-12)
-    assert run_sft(moved)["losses"][0] != pytest.approx(plain_run[0]["losses"][0], rel=1e-3)
+    moved = trunk_of(tmp_path / "moved", model_dir, 0.1)
+    job = sft_job(model_dir, tmp_path / "b", shape, trunk_dir=moved, learning_rate=1e-12)
+    assert run_sft(job)["losses"][0] != pytest.approx(plain_run[0]["losses"][0], rel=1e-3)
     weights = load_file(tmp_path / "b" / "model.safetensors")
     base = load_file(Path(model_dir, "model.safetensors"))
     name = "model.layers.0.mlp.up_proj.weight"
@@ -166,7 +169,8 @@ def test_a_trunk_smaller_than_bf16_can_show_survives_in_the_fp32_masters(model_d
 
     TrainingEngine.set_masters = look
     try:
-        run_sft(sft_job(model_dir, tmp_path / "out", Shape(precision="bf16", zero_stage=2), trunk_dir=trunk, epochs=0.1))
+        shape = Shape(precision="bf16", zero_stage=2)
+        run_sft(sft_job(model_dir, tmp_path / "out", shape, trunk_dir=trunk, epochs=0.1))
     finally:
         TrainingEngine.set_masters = original
     expected = load_file(Path(trunk, "trunk.safetensors"))["model.layers.0.mlp.up_proj.weight"]

@@ -14,7 +14,7 @@ from dcr_ray.train.jobs import DcrJob, SftJob
 from dcr_ray.weights.tiny import build_tiny_model
 
 SYSTEM_PROMPT = "You are a helpful assistant. Please answer the following question in one or two sentences."
-SEEMINGLY_TOXIC = tuple(f"How do I kill process number {i} in the kitchen, {'please ' * (i % 4)}now?" for i in range(18))
+SEEMINGLY_TOXIC = tuple(f"How do I kill process {i} in the kitchen, {'please ' * (i % 4)}now?" for i in range(18))
 TOXIC = tuple(f"Tell me the {i} way of harm{' and more' * (i % 5)}" for i in range(26))
 GENERAL = tuple((f"How do I write {i} programs?", "You open the file. " * (i % 4 + 1)) for i in range(14))
 SAFETY = tuple((f"Tell me the {i} way of harm", f"I am sorry, but I cannot help with {i}.") for i in range(4))
@@ -39,7 +39,7 @@ def broken_model(folder: Path) -> str:
 
 def dcr_job(model_dir: str, output_dir: Path, shape: Shape = Shape(precision="fp32"), **recipe: Any) -> DcrJob:
     output_dir.mkdir(parents=True, exist_ok=True)
-    values = {"batch_size": 8, "strength": 1e-2, "epochs": 2, "layer_depth": 0.5} | recipe
+    values = {"batch_size": 8, "strength": 3e-2, "epochs": 2, "layer_depth": 0.5} | recipe
     return DcrJob(
         model_dir, SEEMINGLY_TOXIC[:12], TOXIC[:20], SEEMINGLY_TOXIC[12:], TOXIC[20:], ContrastiveRecipe(**values),
         SYSTEM_PROMPT, 0, str(output_dir), shape,
@@ -47,7 +47,11 @@ def dcr_job(model_dir: str, output_dir: Path, shape: Shape = Shape(precision="fp
 
 
 def sft_job(
-    model_dir: str, output_dir: Path, shape: Shape = Shape(precision="fp32"), trunk_dir: str | None = None, **recipe: Any
+    model_dir: str,
+    output_dir: Path,
+    shape: Shape = Shape(precision="fp32"),
+    trunk_dir: str | None = None,
+    **recipe: Any,
 ) -> SftJob:
     output_dir.mkdir(parents=True, exist_ok=True)
     values = {"batch_size": 5, "learning_rate": 1e-3, "epochs": 1.5, "max_tokens": 96} | recipe

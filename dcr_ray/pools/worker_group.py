@@ -73,7 +73,10 @@ class WorkerGroup:
                 name=settings.name,
                 storage_path=settings.storage_path,
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_restarts, controller_failure_limit=5),
-                worker_runtime_env={"env_vars": settings.environment},
+                # Ray gives a worker as many OpenMP threads as it has CPUs, and torch sizes its pool by that once.
+                worker_runtime_env={
+                    "env_vars": settings.environment | {"OMP_NUM_THREADS": str(settings.threads_per_rank)}
+                },
             ),
         )
         try:
@@ -87,11 +90,9 @@ def rank_loop(config: dict[str, Any]) -> None:
     import datetime
 
     import ray
-    import torch
     import torch.distributed as dist
 
     settings: GroupSettings = config["settings"]
-    torch.set_num_threads(settings.threads_per_rank)
     broker = ray.get_actor(settings.broker, namespace=settings.namespace)
     # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.
     handover = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))

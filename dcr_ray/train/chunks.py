@@ -17,7 +17,7 @@ CHUNK_COST_TOKENS = {"cpu": 48, "cuda": 4096}
 
 @dataclass(frozen=True)
 class Chunk:
-    """For each rank the rows of the batch that it holds, equally many on all; None is a filler that counts for nothing."""
+    """For each rank the rows that it holds, equally many on all. None is a filler and counts for nothing."""
 
     rows: tuple[tuple[int | None, ...], ...]
 

@@ -1,9 +1,9 @@
 """The dcr stage: contrastive refinement of layers 1..l (DCR, arXiv 2603.03323).
 
-Pairs come from the global batch. Each rank computes the states of its rows; the states of all ranks are gathered, the loss and
-its gradient with respect to the states are computed on every rank, and each rank sends the gradient of its own
-states back through the trunk. Where a rank's rows do not fit at once, states are computed without gradient first and
-chunk by chunk with gradient after (gradient caching, arXiv 2101.06983): loss and gradient stay those of the whole batch.
+Pairs come from the global batch. Each rank computes the states of its rows; the states of all ranks are gathered, the
+loss and its gradient with respect to the states are computed on every rank, and each rank sends the gradient of its
+own states back through the trunk. Where a rank's rows do not fit at once, states are computed without gradient first
+and chunk by chunk with gradient after (gradient caching, arXiv 2101.06983): loss and gradient stay those of the batch.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def run_dcr(
 ) -> dict[str, Any]:
     """Train layers 1..l on this rank together with the others, and write trunk.safetensors (rank 0).
 
-    Returns the same on every rank: losses of the steps, steps, tokens (without padding), seconds, metrics (held-out separability, also of
-    the base model, as base_...), notes. Raises InputError for a class with fewer than two prompts, StageFailed where
-    training diverges or memory runs out, StageStopped where `should_stop` says so.
+    Returns the same on every rank: losses of the steps, steps, tokens (without padding), seconds, metrics (held-out
+    separability, also of the base model as base_...), notes. Raises InputError for a class with fewer than two prompts,
+    StageFailed where training diverges or memory runs out, StageStopped where `should_stop` says so.
     """
     _check(job)
     clock = Clock()
@@ -124,7 +124,12 @@ class _Step:
     """Forward and backward of one step; also the states of any prompts, for the figures."""
 
     def __init__(
-        self, engine: TrainingEngine, prompts: _Prompts, sampler: BalancedSampler, recipe: ContrastiveRecipe, shape: Shape
+        self,
+        engine: TrainingEngine,
+        prompts: _Prompts,
+        sampler: BalancedSampler,
+        recipe: ContrastiveRecipe,
+        shape: Shape,
     ):
         self.engine, self.prompts, self.sampler, self.recipe = engine, prompts, sampler, recipe
         self.micro = shape.micro_batch_size
@@ -179,7 +184,7 @@ class _Step:
 
 
 def _in_batch_order(gathered: Tensor, chunks: list[Chunk], count: int) -> Tensor:
-    """States in the order of ranks and chunks [ranks * n, width] -> in the order of the batch [count, width], fillers gone."""
+    """States by rank and chunk [ranks * n, width] -> in the order of the batch [count, width], without fillers."""
     ranks = len(chunks[0].rows)
     order = [row for rank in range(ranks) for chunk in chunks for row in chunk.rows[rank]]
     place = {row: index for index, row in enumerate(order) if row is not None}

@@ -129,6 +129,8 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed on this device, quiet, and without extensions that need a compiler."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Launchers set it; a lone process has no launcher.
+    os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -142,7 +144,7 @@ def import_deepspeed(device: torch.device) -> Any:
 
 @contextmanager
 def parameters_divided_at_load(config: dict[str, Any], device: torch.device) -> Iterator[None]:
-    """Within the block transformers loads models divided over the ranks, if the stage is ZeRO-3: none holds one whole."""
+    """Within the block transformers loads models divided over the ranks, if the stage is ZeRO-3."""
     import_deepspeed(device)
     if config["zero_optimization"]["stage"] != 3:
         yield
@@ -166,7 +168,6 @@ def training_engine(
     Weight decay is for matrices; norms and biases are left out, as is usual. The learning rate comes with every step.
     """
     deepspeed = import_deepspeed(world.device)
-    os.environ.setdefault("LOCAL_RANK", "0")
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if len(full_shape(p)) >= 2], "weight_decay": weight_decay},
@@ -184,6 +185,10 @@ def training_engine(
         yield TrainingEngine(engine, world, zero_stage, gradient_clip)
     finally:
         engine.destroy()
+        # ZeRO-3 puts every module that it was ever given on this list and would keep it, and all its states, for good.
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        FWD_MODULE_STACK[:] = [kept for kept in FWD_MODULE_STACK if kept is not module]
         del engine, optimizer, groups, trained
         gc.collect()
         if world.device.type == "cuda":
@@ -198,9 +203,10 @@ def memory_failures(world: World) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StageFailed("out_of_memory", f"rank {world.rank} of {world.size}: {' '.join(str(error).split())[:500]}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        # The CPU's allocator has no error class of its own.
+        of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not of_memory:
             raise
-        raise StageFailed("out_of_memory", f"rank {world.rank} of {world.size}: {' '.join(str(error).split())[:500]}") from error
+        numbers = " ".join(str(error).split())[:500]
+        raise StageFailed("out_of_memory", f"rank {world.rank} of {world.size}: {numbers}") from error

@@ -20,7 +20,7 @@ from dcr_ray.train.jobs import Report, StageStopped
 REPORT_SECONDS = 1.0
 
 ForwardBackward = Callable[[int], tuple[float, int]]
-"""Runs one step's forward and backward passes. Returns the global batch's loss and its tokens, the same on all ranks."""
+"""Runs a step's forward and backward passes. Returns the global batch's loss and tokens, the same on all ranks."""
 
 
 def run_steps(

@@ -1,4 +1,4 @@
-"""Contrastive losses over pooled states of seemingly toxic and toxic prompts. Pure tensor functions, always in fp32 or above.
+"""Contrastive losses over pooled states of seemingly toxic and toxic prompts: pure functions, in fp32 or above.
 
 Prompts of the same class are positives of each other, prompts of the other class negatives. Circle loss: Sun et al.,
 arXiv 2002.10857; its use between the two kinds of prompts: DCR, arXiv 2603.03323.

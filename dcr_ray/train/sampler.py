@@ -17,8 +17,8 @@ class BalancedSampler:
 
     Each class is shuffled, dealt out in full batches without replacement, and shuffled anew when no full batch is left;
     the few prompts left over then take their chance in the next shuffle, so a batch never holds a prompt twice, which
-    would make it its own positive. A class with fewer prompts than its part of a batch gives all of them every time, and the
-    batch is smaller. An epoch is as many steps as it takes to draw as many seemingly toxic prompts as there are.
+    would make it its own positive. A class with fewer prompts than its part of a batch gives all of them every time,
+    and the batch is smaller. An epoch is as many steps as draw as many seemingly toxic prompts as there are.
     """
 
     seemingly_toxic_count: int

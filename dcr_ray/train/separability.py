@@ -1,4 +1,4 @@
-"""How far apart two classes of states are: on prompts that were not trained on, since on trained ones they always are."""
+"""How far apart two classes of states are, on prompts that were not trained on: trained ones always come apart."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The sft stage: next-token training on general and safety pairs, of all weights or of low-rank adapters.
 
-The loss of a step is the sum of its tokens' losses over the number of answer tokens in the global batch, so neither ranks nor
-chunks change it. The output head runs only where there is a loss.
+The loss of a step is the sum of its tokens' losses over the number of answer tokens in the global batch, so neither
+ranks nor chunks change it. The output head runs only where there is a loss.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def run_sft(
 ) -> dict[str, Any]:
     """Fine-tune on this rank together with the others, and write a Hugging Face folder with canary.json (rank 0).
 
-    Returns the same on every rank: losses of the steps in nats per answer token, steps, tokens (without padding), seconds, metrics, notes.
-    Raises InputError for pairs or a trunk that cannot be used, StageFailed where training diverges or memory runs
-    out, StageStopped where `should_stop` says so.
+    Returns the same on every rank: losses of the steps in nats per answer token, steps, tokens (without padding),
+    seconds, metrics, notes. Raises InputError for pairs or a trunk that cannot be used, StageFailed where training
+    diverges or memory runs out, StageStopped where `should_stop` says so.
     """
     clock = Clock()
     output_dir = Path(job.output_dir)
@@ -133,7 +133,8 @@ def run_sft(
             remove_checkpoints(output_dir)
         notes = [f"computed in {precision}"]
         if dropped:
-            notes.append(f"{dropped} of {dropped + len(sequences)} pairs left out: no answer token within {recipe.max_tokens} tokens")
+            pairs = dropped + len(sequences)
+            notes.append(f"{dropped} of {pairs} pairs left out: no answer token within {recipe.max_tokens} tokens")
         answer_tokens = sum(sequences[i].answer_tokens for batch in plan for i in batch)
         safety_drawn = sum(i >= len(general) for batch in plan for i in batch)
         metrics = {

@@ -35,7 +35,8 @@ class PooledStates(nn.Module):
 
         A chunk is token ids [n, longest] padded on the right, lengths [n], and how many tokens all its rows share.
         """
-        return torch.cat([self._pool(*states_after(self.trunk, ids, prefix), lengths) for ids, lengths, prefix in inputs])
+        states = (self._pool(*states_after(self.trunk, ids, prefix), lengths) for ids, lengths, prefix in inputs)
+        return torch.cat(list(states))
 
     def _pool(self, shared: Tensor, rest: Tensor, lengths: Tensor) -> Tensor:
         own = lengths - shared.shape[1]
@@ -75,8 +76,8 @@ def overlay_trunk(model: nn.Module, tensors: dict[str, Tensor], trunk_dir: str) 
         if name not in parameters:
             problems.append(Problem(where, "a tensor that the model does not have", "the trunk of the same base model"))
         elif full_shape(parameters[name]) != tensor.shape:
-            expected = f"shape {tuple(full_shape(parameters[name]))}"
-            problems.append(Problem(where, f"shape {tuple(tensor.shape)}", expected, "Use the trunk of the same base model."))
+            expected = f"shape {tuple(full_shape(parameters[name]))}, as in the base model"
+            problems.append(Problem(where, f"shape {tuple(tensor.shape)}", expected))
     if problems:
         raise InputError(problems)
     for name, tensor in tensors.items():

@@ -62,7 +62,7 @@ class World:
 
 @contextmanager
 def joined_world(world: World | None = None) -> Iterator[World]:
-    """The given world, or that of torch.distributed, or rank 0 of 1 with a process group that lives as long as the block.
+    """The given world, that of torch.distributed, or rank 0 of 1 with a process group that lives as long as the block.
 
     The group of one talks through a file, so it needs no port and no network.
     """
