@@ -22,7 +22,7 @@ environment: $(READY)
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip==26.3 wheel==0.48.0
-	grep -E '^(setuptools|ninja|numpy|packaging|psutil|py-cpuinfo|einops|msgpack|hjson|tqdm|pydantic|pydantic.core|typing.extensions|annotated.types|typing.inspection|filelock|fsspec|jinja2|MarkupSafe|networkx|sympy|mpmath)==' $(LOCK) > $(VENV)/first.txt
+	grep -E '^(setuptools|ninja|numpy|packaging|psutil|py-cpuinfo|einops|msgpack|hjson|tqdm|[Jj]inja2|pydantic|pydantic.core|typing.extensions|annotated.types|typing.inspection|filelock|fsspec|MarkupSafe|networkx|sympy|mpmath)==' $(LOCK) > $(VENV)/first.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r $(VENV)/first.txt
 	grep -E '^torch==' $(LOCK) > $(VENV)/torch.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r $(VENV)/torch.txt \
