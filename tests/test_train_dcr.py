@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -234,3 +235,16 @@ def test_running_out_of_memory_is_a_failure_of_the_stage_with_the_numbers():
 def test_auto_precision_is_fp32_on_a_cpu():
     assert resolved_precision("auto", torch.device("cpu")) == "fp32"
     assert resolved_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_finished_stage_leaves_no_weights_in_memory(zero_stage, model_dir, tmp_path):
+    def tensor_bytes() -> int:
+        gc.collect()
+        tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    before = tensor_bytes()
+    run_dcr(dcr_job(model_dir, tmp_path, Shape(precision="fp32", zero_stage=zero_stage)))
+    model_bytes = Path(model_dir, "model.safetensors").stat().st_size
+    assert tensor_bytes() - before < 0.02 * model_bytes

@@ -185,14 +185,31 @@ def training_engine(
         yield TrainingEngine(engine, world, zero_stage, gradient_clip)
     finally:
         engine.destroy()
-        # ZeRO-3 puts every module that it was ever given on this list and would keep it, and all its states, for good.
-        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
-        FWD_MODULE_STACK[:] = [kept for kept in FWD_MODULE_STACK if kept is not module]
+        if zero_stage == 3:
+            _release_zero_3(engine, module)
         del engine, optimizer, groups, trained
         gc.collect()
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _release_zero_3(engine: Any, module: nn.Module) -> None:
+    """Give up all tensors of a destroyed ZeRO-3 engine, which outlives its last reference.
+
+    DeepSpeed keeps the module on a global list, and hooks that live in autograd keep parameters and optimizer: without
+    this, weights, gradients and optimizer states of every stage would stay in memory as long as the process.
+    """
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    FWD_MODULE_STACK[:] = [kept for kept in FWD_MODULE_STACK if kept is not module]
+    engine.basic_optimizer.state.clear()
+    engine.basic_optimizer.param_groups.clear()
+    vars(engine.optimizer).clear()
+    engine.optimizer = engine.basic_optimizer = None
+    for parameter in module.parameters():
+        vars(parameter).clear()
+        parameter.grad = None
+        parameter.data = parameter.data.new_empty(0)
 
 
 @contextmanager
