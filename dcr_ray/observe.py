@@ -5,6 +5,7 @@ It only looks. Nothing it does or fails to do changes the study.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from dcr_ray.pareto import pareto_front
 from dcr_ray.recipe import Recipe
+from dcr_ray.report.leaderboard import leaderboard
 from dcr_ray.report.progress import RunningStage, Snapshot
 from dcr_ray.study import StudySpec
 from dcr_ray.tracking import STUDY_UID, Tracker
@@ -91,6 +93,8 @@ class Observer:
         for trial in trials:
             if trial.state == "complete":
                 self._tracker.tags(trial.name, {"dcr.pareto": str(trial.name in front).lower()})
+        rows = leaderboard(trials, self._spec.objectives)
+        self._tracker.text(STUDY_UID, json.dumps(rows, indent=1), "leaderboard.json")
         for file in sorted(report.parent.glob("*")):
             if file.is_file():
                 self._tracker.artifact(STUDY_UID, file, "report")
@@ -139,6 +143,9 @@ class Observer:
         self._tracker.metrics(trial.name, numbers)
         tags = {"dcr.state": trial.state, "dcr.feasible": str(trial.feasible).lower(), "dcr.reason": trial.reason or ""}
         self._tracker.tags(trial.name, tags)
+        if trial.role == "search" and trial.state == "complete":
+            course = {name: trial.metrics[name] for name in (*self._spec.objectives, *self._spec.constraints)}
+            self._tracker.metrics(STUDY_UID, course, trial.number)
         sample = _generation_sample(trial)
         if sample:
             self._tracker.text(trial.name, sample, "generations.md")
