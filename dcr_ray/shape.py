@@ -33,3 +33,9 @@ class Shape(BaseModel):
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
         return self
+
+    def settled(self, on_gpu: bool) -> Shape:
+        """With `auto` replaced by what it means on the hardware at hand, so that identities do not depend on it."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bf16" if on_gpu else "fp32"})

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def _run_with_crew(ready: Ready, cluster: RayCluster, resources: Resources, cons
     from dcr_ray.pools.crew import Crew
     from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
 
-    spec, inputs = ready.spec, ready.inputs
+    spec = ready.spec
+    inputs = replace(ready.inputs, shape=spec.shape.settled(on_gpu=bool(resources.gpus_per_rank)))
     prunings: dict[str, str] = {}
     searcher = TuneSearcher(search, observer.trial_started, observer.trial_ended, prunings)
     tune_dir = ready.study_dir / "ray-tune"

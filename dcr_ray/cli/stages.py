@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def train(options: Namespace) -> int:
     if options.out and Path(options.out).exists() and any(Path(options.out).iterdir()):
         raise InputError([Problem("--out", f"{options.out}, which is not empty", "a new or empty folder")])
     recipe = _recipe(spec, options)
-    ready = preflight(spec, machine=this_machine(), progress=_say)
+    machine = this_machine()
+    ready = preflight(spec, machine=machine, progress=_say)
     use_caches(ready.cache_dir)
+    inputs = replace(ready.inputs, shape=spec.shape.settled(on_gpu=machine.gpus > 0))
     rows = []
-    for task in ready.inputs.tasks(recipe, "by-hand"):
+    for task in inputs.tasks(recipe, "by-hand"):
         if task.place != "train":
             continue
         record = task.record()

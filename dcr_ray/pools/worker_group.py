@@ -122,9 +122,13 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -
             task.begin()
         results = run_training_stage(task.job, report)
     except StageFailed as failure:
-        # Raised on every rank together, so the group stays whole and takes the next stage.
-        if rank == 0:
+        alone = failure.kind == "out_of_memory" and settings.shape.ranks > 1
+        if rank == 0 or alone:
             ray.get(broker.failed.remote(settings.name, task.key, failure.kind, failure.reason))
+        if alone:
+            # Memory runs out on one rank while the others wait for it in a collective: only a new group helps them.
+            raise
+        # All else is raised on every rank together, so the group stays whole and takes the next stage.
         return
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
