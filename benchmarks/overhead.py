@@ -3,7 +3,7 @@
     python benchmarks/overhead.py quickstart --storage runs
 
 Reads a finished study; runs nothing. The last line is one JSON object. Stages' seconds are their own clocks, waiting is
-the broker's, and the rest is the trial's wall clock (Optuna's) less both. Trials whose stages came from the cache are left out.
+the broker's, and the rest is the trial's wall clock (Optuna's) less both. Trials with stages from the cache are left out.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ def main() -> None:
         stages = sum(trial.seconds.values())
         rest = wall - stages - waited[trial.name]
         rows.append({"trial": trial.name, "wall": wall, "stages": stages, "waited": waited[trial.name], "rest": rest})
-        print(f"{trial.name:6} wall {wall:7.1f} s  stages {stages:7.1f} s  waited {waited[trial.name]:6.1f} s  rest {rest:5.1f} s")
+        print(
+            f"{trial.name:6} wall {wall:7.1f} s  stages {stages:7.1f} s  "
+            f"waited {waited[trial.name]:6.1f} s  rest {rest:5.1f} s"
+        )
     later = [row["rest"] for row in rows[1:]]
-    print(json.dumps({"trials": len(rows), "median_rest_seconds_after_first": round(median(later), 2) if later else None}))
+    print(
+        json.dumps({"trials": len(rows), "median_rest_seconds_after_first": round(median(later), 2) if later else None})
+    )
 
 
 def queued_seconds(spool: Path) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The Python API: a Study that is loaded, planned, run and asked for its results.
 
-    from dcr_ray import Study
-    study = Study.from_yaml("search_spaces/quickstart.yaml")
-    results = study.run()
-    results.to_frame(); results.pareto(); results.checkpoint(results.best())
+from dcr_ray import Study
+study = Study.from_yaml("search_spaces/quickstart.yaml")
+results = study.run()
+results.to_frame(); results.pareto(); results.checkpoint(results.best())
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Results:
 
         rows = []
         for trial in self.trials:
-            row: dict[str, Any] = {name: getattr(trial, name) for name in ("name", "role", "state", "feasible", "reason")}
+            row: dict[str, Any] = {
+                name: getattr(trial, name) for name in ("name", "role", "state", "feasible", "reason")
+            }
             for group in ("params", "metrics", "seconds"):
                 row |= {f"{group}.{name}": value for name, value in getattr(trial, group).items()}
             rows.append(row | {"checkpoint": self.checkpoint(trial) if trial.stages else None})
@@ -113,8 +115,11 @@ class Study:
 
         folder = study_folder(self.spec)
         if not folder.is_dir():
-            raise InputError([Problem("study", f"no study '{self.spec.study}' in {folder.parent}", "a study that has begun")])
+            raise InputError(
+                [Problem("study", f"no study '{self.spec.study}' in {folder.parent}", "a study that has begun")]
+            )
         trials = tuple(read_trials(self.spec, folder))
-        searched = [trial for trial in trials if trial.role == "search" and trial.state in ("complete", "pruned", "failed")]
+        searched = [
+            trial for trial in trials if trial.role == "search" and trial.state in ("complete", "pruned", "failed")
+        ]
         return Results(trials, self.spec.objectives, complete=len(searched) >= self.spec.search.trials)
-

@@ -70,7 +70,16 @@ class StageCache:
             raise ValueError(f"{directory} holds the stage {record.key}, not {key}: remove one of them")
         return record
 
-    def commit(self, stage: str, key: str, slug: str, owner: str, identity: dict[str, Any], results: dict[str, Any], ran: dict[str, Any]) -> Record:
+    def commit(
+        self,
+        stage: str,
+        key: str,
+        slug: str,
+        owner: str,
+        identity: dict[str, Any],
+        results: dict[str, Any],
+        ran: dict[str, Any],
+    ) -> Record:
         """Turn the owner's work directory into the finished stage. Where another was first, its result is kept."""
         work, final = self.work_directory(stage, key, slug, owner), self.directory(stage, key, slug)
         finished = datetime.now(UTC).isoformat(timespec="seconds")

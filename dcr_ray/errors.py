@@ -1,9 +1,9 @@
 """Every error that dcr_ray raises on purpose.
 
-    DcrError
-    ├── InputError     the user's input is wrong; carries every problem at once; exit code 2
-    ├── StageFailed    a stage ended without a result, for a reason that is part of the study's findings
-    └── StaleWeights   an engine does not answer with the weights that it was just handed
+DcrError
+├── InputError     the user's input is wrong; carries every problem at once; exit code 2
+├── StageFailed    a stage ended without a result, for a reason that is part of the study's findings
+└── StaleWeights   an engine does not answer with the weights that it was just handed
 """
 
 from __future__ import annotations

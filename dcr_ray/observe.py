@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class Observer:
         self._stages: dict[str, dict[str, StageView]] = {}
         self._changed = threading.Event()
         self._trials: list[Trial] = journal.trials()
-        tracker.study(spec.study, spec.model_dump(mode="json"), {"dcr.model": spec.model, "dcr.fingerprint": spec.fingerprint()})
+        tracker.study(
+            spec.study, spec.model_dump(mode="json"), {"dcr.model": spec.model, "dcr.fingerprint": spec.fingerprint()}
+        )
         tracker.text(STUDY_UID, spec_text, "study.yaml")
 
     def say(self, message: str) -> None:
@@ -98,12 +101,16 @@ class Observer:
         for file in sorted(report.parent.glob("*")):
             if file.is_file():
                 self._tracker.artifact(STUDY_UID, file, "report")
-        self._tracker.metrics(STUDY_UID, {f"trials/{state}": float(sum(t.state == state for t in trials)) for state in ("complete", "pruned", "failed")})
+        self._tracker.metrics(
+            STUDY_UID,
+            {
+                f"trials/{state}": float(sum(t.state == state for t in trials))
+                for state in ("complete", "pruned", "failed")
+            },
+        )
         self._tracker.end(STUDY_UID, "killed" if interrupted else "finished")
 
     def _with_stages(self, trial: Trial) -> Trial:
-        from dataclasses import replace
-
         known = self._stages.get(trial.name)
         return replace(trial, stages=tuple(known.values())) if known and not trial.stages else trial
 
@@ -111,10 +118,14 @@ class Observer:
         trial, stage, kind = event["trial"], event["stage"], event["event"]
         uid = f"{trial}/{stage}"
         if kind == "started":
-            self._tracker.stage(uid, trial, stage, {"key": event["key"], "worker": event["worker"]}, {"dcr.stage": stage})
+            self._tracker.stage(
+                uid, trial, stage, {"key": event["key"], "worker": event["worker"]}, {"dcr.stage": stage}
+            )
             self._tracker.metrics(uid, {"queued_seconds": event["queued_seconds"]})
         elif kind == "progress":
-            curve = {name: event["values"][key] for key, name in _CURVES.items() if event["values"].get(key) is not None}
+            curve = {
+                name: event["values"][key] for key, name in _CURVES.items() if event["values"].get(key) is not None
+            }
             if curve:
                 self._tracker.metrics(uid, curve, int(event["values"].get("step") or 0))
         elif kind == "finished":
@@ -127,7 +138,9 @@ class Observer:
             self.say(f"{trial}: {stage} failed: {event['reason']}")
         elif kind == "cached":
             self._keep_stage(event, cached=True)
-            self._tracker.stage(uid, trial, stage, {"key": event["key"], "worker": "cache"}, {"dcr.stage": stage, "dcr.cached": "true"})
+            self._tracker.stage(
+                uid, trial, stage, {"key": event["key"], "worker": "cache"}, {"dcr.stage": stage, "dcr.cached": "true"}
+            )
             self._tracker.end(uid, "finished")
         elif kind == "requeued":
             self.say(f"{trial}: {stage} goes back to the queue, its worker {event['worker']} died")

@@ -58,7 +58,7 @@ def study_folder(spec: StudySpec) -> Path:
 
 
 def report_folder(spec: StudySpec) -> Path:
-    """Where the report goes: `reports/<study>`, or into the study's folder where the working directory is Ray's copy."""
+    """Where the report goes: `reports/<study>`, or the study's own folder where the working directory is Ray's copy."""
     if Path(spec.reports).is_absolute() or not in_ray_job():
         return Path(spec.reports).expanduser().absolute() / spec.study
     return study_folder(spec) / "report"
@@ -141,4 +141,8 @@ def _disk_problems(spec: StudySpec, card: ModelCard, root: Path) -> list[Problem
         return []
     fix = "Free some space, choose another folder with `--set storage=FOLDER`, or run fewer trials."
     found = f"{free / 2**30:.1f} GiB free in {root}"
-    return [Problem("storage", found, f"{needed / 2**30:.1f} GiB for the checkpoints of {spec.search.trials + 1} trials", fix)]
+    return [
+        Problem(
+            "storage", found, f"{needed / 2**30:.1f} GiB for the checkpoints of {spec.search.trials + 1} trials", fix
+        )
+    ]

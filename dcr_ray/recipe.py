@@ -21,17 +21,26 @@ class ContrastiveRecipe(_Frozen):
 
     layer_depth: float = Field(0.5, gt=0, le=1, description="l/L, the layer's depth as a share of all layers")
     loss: LossName = Field("circle", description="which contrastive loss")
-    pairing: Literal["per_anchor", "all_pairs"] = Field("per_anchor", description="one loss term per anchor, or one for the batch")
+    pairing: Literal["per_anchor", "all_pairs"] = Field(
+        "per_anchor", description="one loss term per anchor, or one for the batch"
+    )
     margin: float = Field(0.25, gt=0, lt=1, description="margin m of the circle and triplet losses")
-    scale: float = Field(32.0, gt=0, le=1024, description="gamma of the circle loss, 1/temperature of InfoNCE, NT-Xent and SupCon")
+    scale: float = Field(
+        32.0, gt=0, le=1024, description="gamma of the circle loss, 1/temperature of InfoNCE, NT-Xent and SupCon"
+    )
     strength: float = Field(
-        1.6e-4, gt=0, le=1, description="learning rate x scale; the two act together, so the product is what is searched"
+        1.6e-4,
+        gt=0,
+        le=1,
+        description="learning rate x scale; the two act together, so the product is what is searched",
     )
     epochs: float = Field(1.0, gt=0, le=100, description="passes over the seemingly toxic training prompts")
     batch_size: int = Field(32, ge=4, le=4096, description="prompts per step over all ranks")
     toxic_share: float = Field(0.5, gt=0, lt=1, description="share of toxic prompts in a batch")
     pooling: Literal["last", "mean"] = Field("last", description="token whose state stands for the prompt")
-    centering: Literal["none", "batch"] = Field("batch", description="what is subtracted from the states before the cosine")
+    centering: Literal["none", "batch"] = Field(
+        "batch", description="what is subtracted from the states before the cosine"
+    )
     weight_decay: float = Field(0.0, ge=0, le=1)
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -83,7 +92,9 @@ class SftRecipe(_Frozen):
     lora: LoraRecipe | None = Field(None, description="none means full fine-tuning")
     weight_decay: float = Field(0.0, ge=0, le=1)
     warmup_share: float = Field(0.05, ge=0, lt=1)
-    final_lr_share: float = Field(0.1, ge=0, le=1, description="learning rate at the last step, as a share of the highest")
+    final_lr_share: float = Field(
+        0.1, ge=0, le=1, description="learning rate at the last step, as a share of the highest"
+    )
     gradient_clip: float = Field(1.0, gt=0)
 
 

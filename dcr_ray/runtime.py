@@ -54,7 +54,7 @@ def cache_environment(cache_dir: Path) -> dict[str, str]:
         # Standard output is for a command's table or JSON document.
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # OpenMP threads that spin while they wait take the core that an engine or another rank needs (GNU's and Intel's).
+        # OpenMP threads that spin while they wait take the core that an engine or another rank needs (GNU, Intel).
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "1",
     }
@@ -116,7 +116,11 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
     gcs_address = ray.get_runtime_context().gcs_address
     # Ray Train's cleaner asks "the" Ray of the machine unless it is told which one.
     passed = {name: os.environ[name] for name in _TUNE_ENVIRONMENT} | environment
-    passed |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH") if name in os.environ} if own else {}
+    passed |= (
+        {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH") if name in os.environ}
+        if own
+        else {}
+    )
     return RayCluster(
         address=gcs_address,
         namespace=namespace,
@@ -151,7 +155,7 @@ def _use_own_token(study_dir: Path) -> None:
 
 
 def use_token_of_the_machine() -> None:
-    """A head that was started where a token lay asks for it; Ray's client offers one to an address only when told to."""
+    """A head that was started where a token lay asks for it; Ray's client offers one only when it is told to."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

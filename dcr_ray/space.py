@@ -74,9 +74,13 @@ def sample(space: Space, trial: Suggests) -> dict[str, Value]:
         if dimension.choices is not None:
             params[path] = trial.suggest_categorical(path, list(dimension.choices))
         elif dimension.whole:
-            params[path] = trial.suggest_int(path, dimension.low, dimension.high, step=int(dimension.step or 1), log=dimension.log)
+            params[path] = trial.suggest_int(
+                path, dimension.low, dimension.high, step=int(dimension.step or 1), log=dimension.log
+            )
         else:
-            params[path] = trial.suggest_float(path, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+            params[path] = trial.suggest_float(
+                path, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+            )
     return params
 
 
@@ -108,6 +112,7 @@ def with_values(base: dict[str, Any], params: dict[str, Value]) -> dict[str, Any
 
 def recipe_paths() -> list[str]:
     """Every dotted path of a Recipe that may be searched."""
+
     def leaves(prefix: str, model: type[BaseModel]) -> Iterator[str]:
         yield from (prefix + name for name in model.model_fields)
 
@@ -151,6 +156,7 @@ def _recipe_messages(values: dict[str, Any], path: str) -> list[str]:
         return [
             entry["msg"]
             for entry in error.errors()
-            if list(map(str, entry["loc"])) == ours or (entry["type"] == "value_error" and str(entry["loc"][0]) == ours[0])
+            if list(map(str, entry["loc"])) == ours
+            or (entry["type"] == "value_error" and str(entry["loc"][0]) == ours[0])
         ]
     return []

@@ -95,7 +95,9 @@ class StudyInputs:
         tasks.append(self._judge(trial, tasks[-1]))
         return tasks
 
-    def _task(self, stage: str, place: Place, slug: str, identity: dict[str, Any], trial: str, make_job: Callable[[str], Any]) -> StageTask:
+    def _task(
+        self, stage: str, place: Place, slug: str, identity: dict[str, Any], trial: str, make_job: Callable[[str], Any]
+    ) -> StageTask:
         identity = {"version": STAGE_VERSIONS[stage], **identity}
         key = stage_key(stage, identity)
         work = StageCache(Path(self.cache_root)).work_directory(stage, key, slug, self.study)
@@ -109,7 +111,8 @@ class StudyInputs:
             "toxic": dataset_fingerprint(data.toxic),
             "held_out": [dataset_fingerprint(data.compliance), dataset_fingerprint(data.defense)],
         }
-        slug = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
+        depth = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}"
+        slug = f"{depth}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
 
         def job(output_dir: str) -> DcrJob:
             return DcrJob(
@@ -136,7 +139,8 @@ class StudyInputs:
             "safety": dataset_fingerprint(data.safety),
             "canary_prompts": list(CANARY_PROMPTS),
         }
-        slug = f"{'dcr' if parent else 'stl'}-{'lora' if sft.lora else 'full'}-lr{sft.learning_rate:.2g}-epochs{sft.epochs:.3g}"
+        how = f"{'dcr' if parent else 'stl'}-{'lora' if sft.lora else 'full'}"
+        slug = f"{how}-lr{sft.learning_rate:.2g}-epochs{sft.epochs:.3g}"
 
         def job(output_dir: str) -> SftJob:
             return SftJob(
@@ -178,13 +182,19 @@ class StudyInputs:
                 output_dir=output_dir,
             )
 
-        return self._task("generate", "generate", f"{evaluation.engine}-{evaluation.max_tokens}tokens", identity, trial, job)
+        return self._task(
+            "generate", "generate", f"{evaluation.engine}-{evaluation.max_tokens}tokens", identity, trial, job
+        )
 
     def _judge(self, trial: str, parent: StageTask) -> StageTask:
         prompts = {"compliance": self.data.compliance, "defense": self.data.defense}
         identity = {"parent": parent.key, "judge": STRING_JUDGE_VERSION}
         return self._task(
-            "judge", "here", f"string-{STRING_JUDGE_VERSION}", identity, trial,
+            "judge",
+            "here",
+            f"string-{STRING_JUDGE_VERSION}",
+            identity,
+            trial,
             lambda output_dir: JudgeJob(parent.directory, prompts, output_dir),
         )
 

@@ -25,6 +25,8 @@ def open_spec(name: str, storage: str | Path | None = None) -> StudySpec:
     if not file.is_file():
         known = sorted(path.parent.name for path in root.glob(f"*/{SPEC_FILE}"))
         fix = nearest_name(name, known) or "Name the folder of studies with --storage FOLDER."
-        raise InputError([Problem("STUDY", f"no study '{name}' in {root}", ", ".join(known) or "a study that has begun", fix)])
+        raise InputError(
+            [Problem("STUDY", f"no study '{name}' in {root}", ", ".join(known) or "a study that has begun", fix)]
+        )
     # The folder may have been moved since the study was run.
     return parse_study(yaml.safe_load(file.read_text()) | {"storage": str(root)})

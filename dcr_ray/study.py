@@ -108,7 +108,9 @@ class SearchSpec(_Section):
     startup_trials: int = Field(10, ge=1, description="random trials before the sampler learns")
     seed: int = Field(0, ge=0)
     concurrent: int = Field(2, ge=1, description="trials under way at the same time")
-    storage: str | None = Field(None, description="an RDB URL for Optuna; none keeps a journal file in the study's folder")
+    storage: str | None = Field(
+        None, description="an RDB URL for Optuna; none keeps a journal file in the study's folder"
+    )
     max_failed_share: float = Field(0.5, gt=0, le=1, description="the study stops when more of its trials fail")
 
 
@@ -199,12 +201,16 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpe
     """Read a YAML file, apply `a.b=c` overrides, and check it. Raises InputError with every problem found."""
     path = Path(path)
     if not path.is_file():
-        near = nearest_name(path.name, [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
+        near = nearest_name(
+            path.name, [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        )
         raise InputError([Problem("spec", f"no file {path}", "a YAML file", near)])
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise InputError([Problem(str(path), f"text that is not YAML ({' '.join(str(error).split())})", "a YAML mapping")]) from error
+        raise InputError(
+            [Problem(str(path), f"text that is not YAML ({' '.join(str(error).split())})", "a YAML mapping")]
+        ) from error
     if not isinstance(raw, dict):
         raise InputError([Problem(str(path), f"a {type(raw).__name__}", "a YAML mapping with the keys of a study")])
     return parse_study(apply_overrides(raw, overrides or []))
@@ -220,10 +226,15 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         # A search space's keys hold dots themselves: space.dcr.scale is the entry 'dcr.scale' of space.
         head, _, rest = key.partition(".")
         if head == "space" and rest:
-            path = next((p for p in sorted(recipe_paths(), key=len, reverse=True) if rest == p or rest.startswith(p + ".")), rest)
+            path = next(
+                (p for p in sorted(recipe_paths(), key=len, reverse=True) if rest == p or rest.startswith(p + ".")),
+                rest,
+            )
             entry = raw.setdefault("space", {})
-            tail = rest[len(path) + 1:]
-            entry[path] = with_values(dict(entry.get(path) or {}), {tail: yaml.safe_load(text)}) if tail else yaml.safe_load(text)
+            tail = rest[len(path) + 1 :]
+            entry[path] = (
+                with_values(dict(entry.get(path) or {}), {tail: yaml.safe_load(text)}) if tail else yaml.safe_load(text)
+            )
         else:
             raw = with_values(raw, {key: yaml.safe_load(text)})
     return raw
@@ -266,7 +277,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = ""
         elif entry["type"] == "missing":
             problems.append(Problem(path, "nothing", "a value (this key is required)"))
         else:
-            problems.append(Problem(path or "spec", repr(entry["input"])[:80], entry["msg"].removeprefix("Value error, ")))
+            problems.append(
+                Problem(path or "spec", repr(entry["input"])[:80], entry["msg"].removeprefix("Value error, "))
+            )
     return problems
 
 
@@ -299,14 +312,18 @@ def _metric_problems(raw: dict[str, Any]) -> list[Problem]:
     for section in ("objectives", "constraints"):
         for name in raw.get(section) if isinstance(raw.get(section), dict) else ():
             if name not in METRICS:
-                problems.append(Problem(f"{section}.{name}", f"'{name}'", ", ".join(METRICS), nearest_name(name, METRICS)))
+                problems.append(
+                    Problem(f"{section}.{name}", f"'{name}'", ", ".join(METRICS), nearest_name(name, METRICS))
+                )
     for name, bound in (raw.get("constraints") or {}).items() if isinstance(raw.get("constraints"), dict) else ():
         if isinstance(bound, dict) and not any(value is not None for value in bound.values()):
             problems.append(Problem(f"constraints.{name}", "no limit", ", ".join(Bound.model_fields)))
     halving = raw.get("halving")
     if isinstance(halving, dict) and halving.get("metric", HALVING_METRICS[0]) not in HALVING_METRICS:
         found = str(halving["metric"])
-        problems.append(Problem("halving.metric", f"'{found}'", ", ".join(HALVING_METRICS), nearest_name(found, HALVING_METRICS)))
+        problems.append(
+            Problem("halving.metric", f"'{found}'", ", ".join(HALVING_METRICS), nearest_name(found, HALVING_METRICS))
+        )
     return problems
 
 
@@ -316,9 +333,13 @@ def _sampler_problems(space: Space, raw: dict[str, Any]) -> list[Problem]:
     for path, dimension in space.items():
         if sampler in ("grid", "gp") and dimension.when:
             fix = "Drop the condition, or use the sampler tpe, nsga2 or random."
-            problems.append(Problem(f"space.{path}.when", f"a condition under the sampler '{sampler}'", "no conditions", fix))
+            problems.append(
+                Problem(f"space.{path}.when", f"a condition under the sampler '{sampler}'", "no conditions", fix)
+            )
         if sampler == "grid" and dimension.choices is None and dimension.step is None:
-            problems.append(Problem(f"space.{path}", "a continuous range under the sampler 'grid'", "choices, or a step"))
+            problems.append(
+                Problem(f"space.{path}", "a continuous range under the sampler 'grid'", "choices, or a step")
+            )
     trials = raw["search"].get("trials") if sampler == "grid" and not problems else None
     points = prod(len(values) for values in grid_points(space).values()) if isinstance(trials, int) else 0
     if isinstance(trials, int) and trials > points:

@@ -29,7 +29,6 @@ from dcr_ray.study import Resources, StudySpec
 from dcr_ray.tracking import Tracker
 from dcr_ray.trial import Trial
 
-
 WATCH_SECONDS = 1.0
 
 
@@ -82,20 +81,27 @@ def _run(ready: Ready, address: str | None, console: Any) -> SweepResult:
 def _run_on_ray(ready: Ready, address: str | None, console: Any, search: Any, observer: Observer) -> str | None:
     spec = ready.spec
     resources = spec.resources
-    cpus = resources.worker_groups * spec.shape.ranks * resources.cpus_per_rank + resources.engines * resources.cpus_per_engine
+    cpus = (
+        resources.worker_groups * spec.shape.ranks * resources.cpus_per_rank
+        + resources.engines * resources.cpus_per_engine
+    )
     cluster = start_ray(address, cpus, spec.study, ready.study_dir, ready.cache_dir)
     import ray
 
     try:
         resources = fitted(spec, cluster, cpus)
-        observer.say(f"Ray {'started on this machine' if cluster.own else 'found at ' + cluster.address}"
-                     + (f", dashboard http://{cluster.dashboard}" if cluster.dashboard else ""))
+        observer.say(
+            f"Ray {'started on this machine' if cluster.own else 'found at ' + cluster.address}"
+            + (f", dashboard http://{cluster.dashboard}" if cluster.dashboard else "")
+        )
         return _run_with_crew(ready, cluster, resources, console, search, observer)
     finally:
         ray.shutdown()
 
 
-def _run_with_crew(ready: Ready, cluster: RayCluster, resources: Resources, console: Any, search: Any, observer: Observer) -> str | None:
+def _run_with_crew(
+    ready: Ready, cluster: RayCluster, resources: Resources, console: Any, search: Any, observer: Observer
+) -> str | None:
     from dcr_ray.pools.crew import Crew
     from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
 
@@ -106,11 +112,22 @@ def _run_with_crew(ready: Ready, cluster: RayCluster, resources: Resources, cons
     tune_dir = ready.study_dir / "ray-tune"
     shutil.rmtree(tune_dir, ignore_errors=True)
     view = LiveView(console, spec.study, search.total, spec.objectives, spec.search.concurrent)
-    with _orderly_interruption(searcher), Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew, view:
+    with (
+        _orderly_interruption(searcher),
+        Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
+        view,
+    ):
         with _watching(crew, observer, view, searcher):
             run_trials(
-                searcher, StageHalving(search, prunings), search.remaining(), spec.search.concurrent,
-                crew.broker_name, crew.namespace, inputs, str(tune_dir), time.strftime("%Y%m%d-%H%M%S"),
+                searcher,
+                StageHalving(search, prunings),
+                search.remaining(),
+                spec.search.concurrent,
+                crew.broker_name,
+                crew.namespace,
+                inputs,
+                str(tune_dir),
+                time.strftime("%Y%m%d-%H%M%S"),
             )
     shutil.rmtree(tune_dir, ignore_errors=True)
     if observer.fault is not None:
@@ -121,7 +138,7 @@ def _run_with_crew(ready: Ready, cluster: RayCluster, resources: Resources, cons
 
 
 def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resources:
-    """The study's resources with what it left open filled in. Raises InputError where the cluster has less than needed."""
+    """The study's resources with what it left open filled in. Raises InputError where the cluster has too little."""
     resources, ranks = spec.resources, spec.shape.ranks * spec.resources.worker_groups
     cores = os.cpu_count() or 1
     gpus_per_rank = resources.gpus_per_rank if resources.gpus_per_rank is not None else float(cluster.gpus > 0)
@@ -130,10 +147,14 @@ def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resource
     problems = []
     if cpus_needed > cluster.cpus:
         fix = "Lower shape.ranks, resources.worker_groups, cpus_per_rank or cpus_per_engine, or add nodes."
-        problems.append(Problem("resources", f"{cpus_needed:g} CPUs wanted", f"at most {cluster.cpus:g} (the cluster's)", fix))
+        problems.append(
+            Problem("resources", f"{cpus_needed:g} CPUs wanted", f"at most {cluster.cpus:g} (the cluster's)", fix)
+        )
     if gpus_needed > cluster.gpus:
         fix = "Let ranks and engines share GPUs with fractions (resources.gpus_per_rank: 0.5), or lower shape.ranks."
-        problems.append(Problem("resources", f"{gpus_needed:g} GPUs wanted", f"at most {cluster.gpus:g} (the cluster's)", fix))
+        problems.append(
+            Problem("resources", f"{gpus_needed:g} GPUs wanted", f"at most {cluster.gpus:g} (the cluster's)", fix)
+        )
     if problems:
         raise InputError(problems)
     return resources.model_copy(
@@ -179,7 +200,7 @@ def _watching(crew: Any, observer: Observer, view: LiveView, searcher: Any) -> I
 
 @contextmanager
 def _orderly_interruption(searcher: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let Tune end its loop; trials under way stay open in the journal. A second Ctrl-C is abrupt."""
+    """Ctrl-C and SIGTERM let Tune end its loop; trials under way stay open in the journal. A second one is abrupt."""
 
     def interrupt(number: int, frame: Any) -> None:
         searcher.interrupted = True
@@ -212,8 +233,14 @@ def _driver_lock(study_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise InputError(
-                [Problem("study", f"{study_dir.name}, which {holder} is running", "a study that nobody runs",
-                         "Wait for it, stop it with `dcr-ray stop`, or give this one another name.")]
+                [
+                    Problem(
+                        "study",
+                        f"{study_dir.name}, which {holder} is running",
+                        "a study that nobody runs",
+                        "Wait for it, stop it with `dcr-ray stop`, or give this one another name.",
+                    )
+                ]
             ) from None
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))

@@ -15,9 +15,17 @@ from dcr_ray.stages import StageTask, StudyInputs
 from dcr_ray.study import StudySpec
 
 CARD_CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64,
-    "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 256,
-    "tie_word_embeddings": True, "max_position_embeddings": 512, "head_dim": 32,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+    "head_dim": 32,
 }
 
 
@@ -26,17 +34,32 @@ def study_data(count: int = 10) -> StudyData:
         return tuple(Prompt(f"{name}-{i}", f"{name} question {i}?", "kind", f"{name}-{i}", name) for i in range(count))
 
     def pairs(name: str) -> tuple[Pair, ...]:
-        return tuple(Pair(f"{name}-{i}", f"{name} question {i}?", f"Answer {i}.", "kind", f"{name}-{i}", name) for i in range(count))
+        return tuple(
+            Pair(f"{name}-{i}", f"{name} question {i}?", f"Answer {i}.", "kind", f"{name}-{i}", name)
+            for i in range(count)
+        )
 
     return StudyData(
-        prompts("st"), prompts("tx"), pairs("general"), pairs("safety"), prompts("held-st"), prompts("held-tx"), pairs("held")
+        prompts("st"),
+        prompts("tx"),
+        pairs("general"),
+        pairs("safety"),
+        prompts("held-st"),
+        prompts("held-tx"),
+        pairs("held"),
     )
 
 
 def study_inputs(spec: StudySpec, folder: Path) -> StudyInputs:
     return StudyInputs(
-        spec.study, "no-model", "identity", ModelCard.from_config(CARD_CONFIG, "simulated"), study_data(), spec.evaluation,
-        Shape(), str(folder / "cache"),
+        spec.study,
+        "no-model",
+        "identity",
+        ModelCard.from_config(CARD_CONFIG, "simulated"),
+        study_data(),
+        spec.evaluation,
+        Shape(),
+        str(folder / "cache"),
     )
 
 
@@ -63,9 +86,15 @@ def run_simulated(task: StageTask) -> dict:
             for name, prompts in task.job.prompts.items():
                 for index, prompt in enumerate(prompts):
                     helpful = name == "compliance" and index < complied
-                    text = "Here is a plain and helpful answer to that." if helpful else "I'm sorry, but I can't help with that."
+                    text = (
+                        "Here is a plain and helpful answer to that."
+                        if helpful
+                        else "I'm sorry, but I can't help with that."
+                    )
                     row = {"set": name, "id": prompt.id, "source": prompt.source, "text": text, "token_count": 9}
-                    file.write(json.dumps(row | {"finish_reason": "stop", "first_token_refusal_probability": 0.1}) + "\n")
+                    file.write(
+                        json.dumps(row | {"finish_reason": "stop", "first_token_refusal_probability": 0.1}) + "\n"
+                    )
     return {"metrics": metrics, "seconds": {"total": 0.01}}
 
 

@@ -118,5 +118,3 @@ def test_what_happens_to_a_stage_is_told_once(make_task):
         assert await broker.events() == []
 
     asyncio.run(scenario())
-
-

@@ -65,7 +65,5 @@ def test_what_has_no_canonical_form_has_no_identity():
     assert canonical_json({"b": (1, 2), "a": None}) == '{"a":null,"b":[1,2]}'
 
 
-
-
 def test_a_difference_names_the_fields():
     assert identity_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}}) == ["a.b: 1 -> 3", "c: 2 -> absent"]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, errors with every problem, JSON on stdout, examples in every help."""
+"""The command line as a user meets it: exit codes, errors with every problem, JSON on stdout, examples in help."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ def tiny_spec(tmp_path):
         "model": str(tmp_path / "model"),
         "data": {
             "train": {
-                "seemingly_toxic": "builtin-seemingly-toxic", "toxic": "builtin-toxic",
-                "general": {"set": "builtin-instructions", "limit": 24}, "safety": {"set": "builtin-refusals", "limit": 8},
+                "seemingly_toxic": "builtin-seemingly-toxic",
+                "toxic": "builtin-toxic",
+                "general": {"set": "builtin-instructions", "limit": 24},
+                "safety": {"set": "builtin-refusals", "limit": 8},
             },
             "evaluate": {
-                "compliance": "builtin-seemingly-toxic", "defense": "builtin-toxic", "capability": "builtin-instructions",
+                "compliance": "builtin-seemingly-toxic",
+                "defense": "builtin-toxic",
+                "capability": "builtin-instructions",
             },
         },
         "recipe": {"dcr": {"batch_size": 8}, "sft": {"max_tokens": 64}},
@@ -60,7 +64,12 @@ def test_bad_input_is_all_said_at_once_and_ends_with_2(tiny_spec, capsys):
 
 
 def test_what_only_the_machine_knows_is_said_at_once_too(tiny_spec, capsys):
-    overrides = ["model=/no/such/model", "data.train.toxic=builtin-toxi", "data.train.general=/no/file.jsonl", "tracking.uri=./mlruns"]
+    overrides = [
+        "model=/no/such/model",
+        "data.train.toxic=builtin-toxi",
+        "data.train.general=/no/file.jsonl",
+        "tracking.uri=./mlruns",
+    ]
     options = [part for override in overrides for part in ("--set", override)]
     assert main(["sweep", str(tiny_spec), *options]) == 2
     said = capsys.readouterr().err
@@ -69,7 +78,11 @@ def test_what_only_the_machine_knows_is_said_at_once_too(tiny_spec, capsys):
 
 
 def test_training_on_what_is_evaluated_is_refused(tiny_spec, tmp_path, capsys):
-    rows = [json.dumps({"id": f"{split}-{i}", "prompt": f"Prompt number {i}?", "split": split}) for split in ("train", "search") for i in range(4)]
+    rows = [
+        json.dumps({"id": f"{split}-{i}", "prompt": f"Prompt number {i}?", "split": split})
+        for split in ("train", "search")
+        for i in range(4)
+    ]
     (tmp_path / "leak.jsonl").write_text("\n".join(rows))
     file = tmp_path / "leak.jsonl"
     options = ["--set", f"data.train.seemingly_toxic={file}", "--set", f"data.evaluate.compliance={file}"]
@@ -102,7 +115,12 @@ def test_a_plan_counts_stages_memory_and_data(tiny_spec, capsys):
 
 
 def test_a_plan_counts_what_a_grid_shares(tiny_spec, capsys):
-    options = ["--set", "space={sft.learning_rate: {choices: [1.0e-5, 2.0e-5]}}", "--set", "search={sampler: grid, trials: 2}"]
+    options = [
+        "--set",
+        "space={sft.learning_rate: {choices: [1.0e-5, 2.0e-5]}}",
+        "--set",
+        "search={sampler: grid, trials: 2}",
+    ]
     assert main(["plan", str(tiny_spec), "--json", *options]) == 0
     assert json.loads(capsys.readouterr().out)["shared"]["dcr"] == 1
 

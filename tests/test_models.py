@@ -40,10 +40,14 @@ def built_by_transformers(architecture: str, **changes):
     if config.tie_word_embeddings:
         model.tie_weights()
     layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
-    return sum(weight.numel() for weight in model.parameters()), layer, {
-        **config.to_dict(),
-        "architectures": [architecture],
-    }
+    return (
+        sum(weight.numel() for weight in model.parameters()),
+        layer,
+        {
+            **config.to_dict(),
+            "architectures": [architecture],
+        },
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -100,8 +100,12 @@ def test_messages_and_tracking_are_told_once():
     lines = log_of(
         Snapshot(tracking="up to date", messages=["one", "two"], started=1000),
         Snapshot(tracking="4 events behind", messages=["two", "[red]three[/red] \x1b[31m"], started=1000),
-        Snapshot(tracking="9 events behind: refused, again in 20 s", messages=["[red]three[/red] \x1b[31m"], started=1000),
-        Snapshot(tracking="9 events behind: refused, again in 19 s", messages=["[red]three[/red] \x1b[31m"], started=1000),
+        Snapshot(
+            tracking="9 events behind: refused, again in 20 s", messages=["[red]three[/red] \x1b[31m"], started=1000
+        ),
+        Snapshot(
+            tracking="9 events behind: refused, again in 19 s", messages=["[red]three[/red] \x1b[31m"], started=1000
+        ),
         Snapshot(tracking="up to date", messages=["[red]three[/red] \x1b[31m"], started=1000),
     )
     assert [line.split("] ", 1)[1] for line in lines[:-1]] == [

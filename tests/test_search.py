@@ -86,9 +86,17 @@ def test_a_trial_that_ends_before_the_baseline_is_told_after_it(tmp_path):
 @pytest.mark.parametrize(
     ("outcome", "state", "reason"),
     [
-        ({"failure": {"kind": "diverged", "stage": "dcr", "reason": "loss is nan at step 3"}}, "failed", "diverged in dcr: loss is nan at step 3"),
+        (
+            {"failure": {"kind": "diverged", "stage": "dcr", "reason": "loss is nan at step 3"}},
+            "failed",
+            "diverged in dcr: loss is nan at step 3",
+        ),
         ({"pruned": "not among the best"}, "pruned", "not among the best"),
-        ({"metrics": {"compliance": math.nan, "defense": 0.5, "perplexity": 9.0}}, "failed", "error: no finite value of compliance"),
+        (
+            {"metrics": {"compliance": math.nan, "defense": 0.5, "perplexity": 9.0}},
+            "failed",
+            "error: no finite value of compliance",
+        ),
         ({"metrics": {"compliance": 0.5, "defense": 0.5}}, "failed", "error: no finite value of perplexity"),
     ],
 )

@@ -53,7 +53,11 @@ def test_all_problems_of_all_sections_are_said_at_once_with_path_and_nearest_nam
         search={"trials": 0, "sampler": "tpee"},
         objectives={"complience": "maximize"},
         recipe={"dcr": {"layer": 4}, "sft": {"epochs": -1}},
-        space={"dcr.layer_depht": {"low": 0.1, "high": 0.2}, "dcr.margin": {"low": 0.1, "high": 3.0}, "dcr.scale": {"low": 5}},
+        space={
+            "dcr.layer_depht": {"low": 0.1, "high": 0.2},
+            "dcr.margin": {"low": 0.1, "high": 3.0},
+            "dcr.scale": {"low": 5},
+        },
     )
     found = problems_in(raw)
     assert "Did you mean 'search'?" in found["sarch"]
@@ -66,7 +70,10 @@ def test_all_problems_of_all_sections_are_said_at_once_with_path_and_nearest_nam
 
 
 def test_a_layer_beyond_the_model_is_refused_by_its_relative_depth():
-    assert "less than or equal to 1" in problems_in(plain_study(recipe={"dcr": {"layer_depth": 1.2}}))["recipe.dcr.layer_depth"]
+    assert (
+        "less than or equal to 1"
+        in problems_in(plain_study(recipe={"dcr": {"layer_depth": 1.2}}))["recipe.dcr.layer_depth"]
+    )
 
 
 def test_a_condition_must_name_an_earlier_choice():
@@ -83,7 +90,9 @@ def test_the_gaussian_process_and_the_grid_refuse_conditions():
         "dcr.margin": {"low": 0.1, "high": 0.4, "when": {"dcr.loss": ["circle"]}},
     }
     for sampler in ("gp", "grid"):
-        assert "space.dcr.margin.when" in problems_in(plain_study(space=space, search={"trials": 3, "sampler": sampler}))
+        assert "space.dcr.margin.when" in problems_in(
+            plain_study(space=space, search={"trials": 3, "sampler": sampler})
+        )
 
 
 class _Lowest:
@@ -111,7 +120,8 @@ def test_a_conditional_coordinate_is_sampled_only_where_its_condition_holds():
 def test_values_are_set_in_a_copy():
     base = {"dcr": {"scale": 1.0}}
     assert with_values(base, {"dcr.margin": 0.2, "sft.lora.rank": 4}) == {
-        "dcr": {"scale": 1.0, "margin": 0.2}, "sft": {"lora": {"rank": 4}}
+        "dcr": {"scale": 1.0, "margin": 0.2},
+        "sft": {"lora": {"rank": 4}},
     }
     assert base == {"dcr": {"scale": 1.0}}
 

@@ -80,9 +80,14 @@ def study(tmp_path_factory):
     records: list[dict[str, float]] = []
 
     def finished_stages() -> dict[str, float]:
-        return {f"{r.stage}/{r.key}": Path(r.path, "record.json").stat().st_mtime for r in StageCache(folder / "runs" / "cache").records()}
+        return {
+            f"{r.stage}/{r.key}": Path(r.path, "record.json").stat().st_mtime
+            for r in StageCache(folder / "runs" / "cache").records()
+        }
 
-    for index, pattern in enumerate((r"t000: started", r"stl: sft finished", r"t000: generate finished|t000: complete")):
+    for index, pattern in enumerate(
+        (r"t000: started", r"stl: sft finished", r"t000: generate finished|t000: complete")
+    ):
         run_until(folder, pattern, folder / f"killed-{index}.log")
         records.append(finished_stages())
     last = subprocess.run(command(folder), capture_output=True, text=True, env=environment(folder), timeout=300)
@@ -118,7 +123,11 @@ def test_every_trial_has_rates_with_intervals_and_its_stages(study):
         for rate in ("compliance", "defense"):
             assert metrics[f"{rate}/n"] == 12
             assert metrics[f"{rate}/low"] <= metrics[rate] <= metrics[f"{rate}/high"]
-            assert {f"{rate}/degenerate_share", f"{rate}/cut_share", f"{rate}/first_token_refusal_probability"} <= metrics.keys()
+            assert {
+                f"{rate}/degenerate_share",
+                f"{rate}/cut_share",
+                f"{rate}/first_token_refusal_probability",
+            } <= metrics.keys()
         assert metrics["perplexity"] > 1
         wanted = ["sft", "generate", "judge"] if trial["role"] == "baseline" else ["dcr", "sft", "generate", "judge"]
         assert [stage["name"] for stage in trial["stages"]] == wanted

@@ -95,9 +95,9 @@ def test_importing_and_opening_tracking_does_not_import_mlflow(tmp_path):
 def test_stages_lie_under_trials_and_trials_under_the_study(told):
     runs = runs_by_uid(default_tracking_uri(told))
     parents = {uid: run.data.tags.get("mlflow.parentRunId") for uid, run in runs.items()}
-    assert parents == {STUDY_UID: None} | {
-        f"trial-{n}": runs[STUDY_UID].info.run_id for n in range(2)
-    } | {f"trial-{n}/{stage}": runs[f"trial-{n}"].info.run_id for n in range(2) for stage in ("dcr", "sft")}
+    assert parents == {STUDY_UID: None} | {f"trial-{n}": runs[STUDY_UID].info.run_id for n in range(2)} | {
+        f"trial-{n}/{stage}": runs[f"trial-{n}"].info.run_id for n in range(2) for stage in ("dcr", "sft")
+    }
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 

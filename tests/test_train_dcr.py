@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train_models import SEEMINGLY_TOXIC, SYSTEM_PROMPT, TOXIC, broken_model, dcr_job, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ray.data.chat import prompt_ids
@@ -27,6 +26,7 @@ from dcr_ray.train.precision import resolved_precision
 from dcr_ray.train.prefix import shared_prefix
 from dcr_ray.train.trunk import PooledStates
 from dcr_ray.train.world import World
+from tests.train_models import SEEMINGLY_TOXIC, SYSTEM_PROMPT, TOXIC, broken_model, dcr_job, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train_models import broken_model, dcr_job, sft_job, tiny_model
 
 from dcr_ray.errors import StageFailed
 from dcr_ray.recipe import LoraRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.run import run_training_stage
+from tests.train_models import broken_model, dcr_job, sft_job, tiny_model
 
 RUNS = (("dcr", 2), ("dcr", 3), ("sft", 3), ("lora", 3))
 

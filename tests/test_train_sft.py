@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.train_models import GENERAL, SAFETY, SYSTEM_PROMPT, broken_model, sft_job, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ray.data.chat import pair_ids
@@ -22,6 +21,7 @@ from dcr_ray.train.jobs import StageStopped
 from dcr_ray.train.loading import load_causal_model
 from dcr_ray.train.sequences import IGNORED, token_sequence
 from dcr_ray.train.sft import AnswerLoss, run_sft
+from tests.train_models import GENERAL, SAFETY, SYSTEM_PROMPT, broken_model, sft_job, tiny_model
 
 LORA = LoraRecipe(rank=4, alpha=8, targets=("q_proj", "v_proj"))
 

@@ -21,7 +21,10 @@ def spec_with(study: str, **changes):
             "train": {"seemingly_toxic": "a", "toxic": "b", "general": "c", "safety": "d"},
             "evaluate": {"compliance": "a", "defense": "b", "capability": "c"},
         },
-        "space": {"dcr.layer_depth": {"low": 0.1, "high": 0.9}, "dcr.strength": {"low": 1e-4, "high": 1e-3, "log": True}},
+        "space": {
+            "dcr.layer_depth": {"low": 0.1, "high": 0.9},
+            "dcr.strength": {"low": 1e-4, "high": 1e-3, "log": True},
+        },
         "objectives": {"compliance": "maximize", "defense": "maximize"},
         "constraints": {"perplexity": {"at_most_baseline_times": 1.2}},
         "search": {"trials": 6, "startup_trials": 2, "concurrent": 3, "max_failed_share": 1.0},
@@ -40,7 +43,9 @@ def run(spec, folder, cluster):
     inputs = study_inputs(spec, folder)
     search = Search(StudyJournal(spec, folder))
     name = f"broker-{spec.study}"
-    broker = ray.remote(Broker).options(name=name, namespace=cluster.namespace, num_cpus=0, max_concurrency=1000).remote()
+    broker = (
+        ray.remote(Broker).options(name=name, namespace=cluster.namespace, num_cpus=0, max_concurrency=1000).remote()
+    )
     workers = [ray.remote(SimulatedWorker).options(num_cpus=0).remote() for _ in range(2)]
     serving = [
         worker.serve.remote(name, cluster.namespace, place, place)
@@ -50,8 +55,15 @@ def run(spec, folder, cluster):
     ended: list[str] = []
     searcher = TuneSearcher(search, lambda name, recipe: None, ended.append, prunings)
     run_trials(
-        searcher, StageHalving(search, prunings), search.remaining(), spec.search.concurrent, name, cluster.namespace,
-        inputs, str(folder / "tune"), "run",
+        searcher,
+        StageHalving(search, prunings),
+        search.remaining(),
+        spec.search.concurrent,
+        name,
+        cluster.namespace,
+        inputs,
+        str(folder / "tune"),
+        "run",
     )
     events = ray.get(broker.events.remote())
     ray.get(broker.close.remote("over"))
@@ -62,7 +74,11 @@ def run(spec, folder, cluster):
 
 
 def test_tune_runs_every_trial_and_optuna_is_told_how_each_ended(tmp_path, cluster):
-    search, ended, served, events = run(spec_with("all", search={"trials": 8, "startup_trials": 3, "concurrent": 3, "max_failed_share": 1.0}), tmp_path, cluster)
+    search, ended, served, events = run(
+        spec_with("all", search={"trials": 8, "startup_trials": 3, "concurrent": 3, "max_failed_share": 1.0}),
+        tmp_path,
+        cluster,
+    )
     baseline, *searched = search.journal.trials()
     assert baseline.state == "complete", baseline.reason
     assert set(ended) == {"stl", *(f"t{i:03d}" for i in range(8))}
@@ -73,7 +89,9 @@ def test_tune_runs_every_trial_and_optuna_is_told_how_each_ended(tmp_path, clust
         assert not diverged or "diverged in dcr" in trial.reason
         if not diverged:
             assert [stage.name for stage in trial.stages] == ["dcr", "sft", "generate", "judge"]
-            assert trial.metrics["compliance"] == pytest.approx(1 - abs(trial.params["dcr.layer_depth"] - 0.5), abs=0.051)
+            assert trial.metrics["compliance"] == pytest.approx(
+                1 - abs(trial.params["dcr.layer_depth"] - 0.5), abs=0.051
+            )
             assert trial.metrics["defense"] == 1.0
 
 
@@ -103,7 +121,9 @@ def test_a_study_can_be_extended_and_takes_finished_stages_from_the_cache(tmp_pa
     space = {"dcr.layer_depth": {"low": 0.1, "high": 0.9}}
     first, *_ = run(spec_with("more", space=space, search={"trials": 2, "concurrent": 2}), tmp_path, cluster)
     before = [trial.params for trial in first.journal.trials()]
-    second, ended, served, _ = run(spec_with("more", space=space, search={"trials": 4, "concurrent": 2}), tmp_path, cluster)
+    second, ended, served, _ = run(
+        spec_with("more", space=space, search={"trials": 4, "concurrent": 2}), tmp_path, cluster
+    )
     after = second.journal.trials()
     assert [trial.params for trial in after[:3]] == before and len(after) == 5
     assert set(ended) == {"t002", "t003"} and served == [4, 2]

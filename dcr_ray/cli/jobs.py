@@ -15,7 +15,13 @@ from dcr_ray.study import load_study
 def submit(options: Namespace) -> int:
     """0 when the job was accepted (--detach) or has succeeded, 1 otherwise. Ctrl-C leaves the job running."""
     from dcr_ray.cluster.submit import (
-        connect, follow, passed_environment, portable, stop_command, storage_of, submit_study
+        connect,
+        follow,
+        passed_environment,
+        portable,
+        stop_command,
+        storage_of,
+        submit_study,
     )
 
     spec, environment = portable(load_study(options.spec, options.overrides)), passed_environment()

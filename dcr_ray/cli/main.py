@@ -63,7 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _spec(command: argparse.ArgumentParser) -> None:
     command.add_argument("spec", metavar="SPEC", help="YAML file of the study")
-    command.add_argument("--set", dest="overrides", metavar="A.B=C", action="append", default=[], help="override one value; may be repeated")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        help="override one value; may be repeated",
+    )
 
 
 def _json(command: argparse.ArgumentParser) -> None:
@@ -72,7 +79,9 @@ def _json(command: argparse.ArgumentParser) -> None:
 
 def _study(command: argparse.ArgumentParser) -> None:
     command.add_argument("study", metavar="STUDY", help="name of a study, or the YAML file it is run from")
-    command.add_argument("--storage", metavar="FOLDER", help="folder of studies (default: $DCR_RAY_STORAGE, then ./runs)")
+    command.add_argument(
+        "--storage", metavar="FOLDER", help="folder of studies (default: $DCR_RAY_STORAGE, then ./runs)"
+    )
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
@@ -149,55 +158,123 @@ def _doctor(command: argparse.ArgumentParser) -> None:
 
 
 _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
-    ("sweep", "studies:sweep", "run a study, or go on with it: the same command resumes", (
-        "dcr-ray sweep search_spaces/quickstart.yaml",
-        "dcr-ray sweep search_spaces/quickstart.yaml --set search.trials=20",
-        "dcr-ray sweep search_spaces/smollm2-135m.yaml --set data.root=DATA --address auto",
-    ), _sweep),
-    ("plan", "studies:plan", "say what a study will run, share and need, without starting anything", (
-        "dcr-ray plan search_spaces/quickstart.yaml",
-        "dcr-ray plan search_spaces/quickstart.yaml --json",
-    ), _plan),
-    ("submit", "jobs:submit", "run a study as a job on a Ray head", (
-        "dcr-ray submit search_spaces/quickstart.yaml --address http://head:8265",
-        "dcr-ray submit search_spaces/quickstart.yaml --address http://head:8265 --detach --set storage=/shared/runs",
-    ), _submit),
-    ("status", "studies:status", "list every trial with its state, recipe, metrics and stage records", (
-        "dcr-ray status quickstart",
-        "dcr-ray status quickstart --json | python -m json.tool",
-    ), _status),
-    ("report", "studies:report", "write report.md and the plots of a study, ended or not", (
-        "dcr-ray report quickstart",
-    ), _report),
-    ("stop", "studies:stop", "end a study that runs on this machine; it can be gone on with", (
-        "dcr-ray stop quickstart",
-    ), _stop),
-    ("train", "stages:train", "train one recipe by hand, without a search", (
-        "dcr-ray train search_spaces/quickstart.yaml --set recipe.dcr.layer_depth=0.6 --out model",
-        "dcr-ray train search_spaces/quickstart.yaml --stl",
-        "dcr-ray train search_spaces/quickstart.yaml --trial t003 --out best",
-    ), _train),
-    ("eval", "stages:evaluate", "generate, judge and score one model by hand", (
-        "dcr-ray eval search_spaces/quickstart.yaml",
-        "dcr-ray eval search_spaces/quickstart.yaml --model model --split test",
-    ), _eval),
-    ("data", "inventory:data", "list, fetch or check data sets", (
-        "dcr-ray data list",
-        "dcr-ray data fetch xstest-safe alpaca --root data",
-        "dcr-ray data check xstest-safe advbench --root data",
-    ), _data),
-    ("models", "inventory:models", "list or fetch base models", (
-        "dcr-ray models fetch smollm2-135m-instruct",
-        "dcr-ray models list",
-    ), _models),
-    ("mlflow-sync", "studies:mlflow_sync", "send what a tracking server missed", (
-        "dcr-ray mlflow-sync quickstart",
-        "dcr-ray mlflow-sync quickstart --to http://mlflow:5000",
-    ), _sync),
-    ("doctor", "jobs:doctor", "check this machine, and a Ray, and say what to do about what fails", (
-        "dcr-ray doctor",
-        "dcr-ray doctor --address 10.0.0.1:6379",
-    ), _doctor),
+    (
+        "sweep",
+        "studies:sweep",
+        "run a study, or go on with it: the same command resumes",
+        (
+            "dcr-ray sweep search_spaces/quickstart.yaml",
+            "dcr-ray sweep search_spaces/quickstart.yaml --set search.trials=20",
+            "dcr-ray sweep search_spaces/smollm2-135m.yaml --set data.root=DATA --address auto",
+        ),
+        _sweep,
+    ),
+    (
+        "plan",
+        "studies:plan",
+        "say what a study will run, share and need, without starting anything",
+        (
+            "dcr-ray plan search_spaces/quickstart.yaml",
+            "dcr-ray plan search_spaces/quickstart.yaml --json",
+        ),
+        _plan,
+    ),
+    (
+        "submit",
+        "jobs:submit",
+        "run a study as a job on a Ray head",
+        (
+            "dcr-ray submit search_spaces/quickstart.yaml --address http://head:8265",
+            "dcr-ray submit STUDY.yaml --address http://head:8265 --detach --set storage=/shared/runs",
+        ),
+        _submit,
+    ),
+    (
+        "status",
+        "studies:status",
+        "list every trial with its state, recipe, metrics and stage records",
+        (
+            "dcr-ray status quickstart",
+            "dcr-ray status quickstart --json | python -m json.tool",
+        ),
+        _status,
+    ),
+    (
+        "report",
+        "studies:report",
+        "write report.md and the plots of a study, ended or not",
+        ("dcr-ray report quickstart",),
+        _report,
+    ),
+    (
+        "stop",
+        "studies:stop",
+        "end a study that runs on this machine; it can be gone on with",
+        ("dcr-ray stop quickstart",),
+        _stop,
+    ),
+    (
+        "train",
+        "stages:train",
+        "train one recipe by hand, without a search",
+        (
+            "dcr-ray train search_spaces/quickstart.yaml --set recipe.dcr.layer_depth=0.6 --out model",
+            "dcr-ray train search_spaces/quickstart.yaml --stl",
+            "dcr-ray train search_spaces/quickstart.yaml --trial t003 --out best",
+        ),
+        _train,
+    ),
+    (
+        "eval",
+        "stages:evaluate",
+        "generate, judge and score one model by hand",
+        (
+            "dcr-ray eval search_spaces/quickstart.yaml",
+            "dcr-ray eval search_spaces/quickstart.yaml --model model --split test",
+        ),
+        _eval,
+    ),
+    (
+        "data",
+        "inventory:data",
+        "list, fetch or check data sets",
+        (
+            "dcr-ray data list",
+            "dcr-ray data fetch xstest-safe alpaca --root data",
+            "dcr-ray data check xstest-safe advbench --root data",
+        ),
+        _data,
+    ),
+    (
+        "models",
+        "inventory:models",
+        "list or fetch base models",
+        (
+            "dcr-ray models fetch smollm2-135m-instruct",
+            "dcr-ray models list",
+        ),
+        _models,
+    ),
+    (
+        "mlflow-sync",
+        "studies:mlflow_sync",
+        "send what a tracking server missed",
+        (
+            "dcr-ray mlflow-sync quickstart",
+            "dcr-ray mlflow-sync quickstart --to http://mlflow:5000",
+        ),
+        _sync,
+    ),
+    (
+        "doctor",
+        "jobs:doctor",
+        "check this machine, and a Ray, and say what to do about what fails",
+        (
+            "dcr-ray doctor",
+            "dcr-ray doctor --address 10.0.0.1:6379",
+        ),
+        _doctor,
+    ),
 )
 
 

@@ -41,7 +41,15 @@ def train(options: Namespace) -> int:
         if record is None:
             task.begin()
             record = task.commit(run_training_stage(task.job, _progress(task.stage)), {"worker": "by hand"})
-        rows.append({"stage": task.stage, "seconds": record.seconds, "cached": cached, **_scalars(record.results), "path": record.path})
+        rows.append(
+            {
+                "stage": task.stage,
+                "seconds": record.seconds,
+                "cached": cached,
+                **_scalars(record.results),
+                "path": record.path,
+            }
+        )
     if options.out:
         shutil.copytree(rows[-1]["path"], options.out, dirs_exist_ok=True)
     _print(rows, options.json)
@@ -65,15 +73,23 @@ def evaluate(options: Namespace) -> int:
     resources = spec.resources
     model = str(options.model or inputs.model_dir)
     engine = open_engine(
-        spec.evaluation, model, threads=resources.threads_per_engine or _cores(), kv_cache_bytes=resources.kv_cache_mib * 2**20
+        spec.evaluation,
+        model,
+        threads=resources.threads_per_engine or _cores(),
+        kv_cache_bytes=resources.kv_cache_mib * 2**20,
     )
     with tempfile.TemporaryDirectory() as folder:
         generate_dir, judge_dir = Path(folder, "generate"), Path(folder, "judge")
         generate_dir.mkdir()
         judge_dir.mkdir()
         job = GenerateJob(
-            model, prompts, data.capability, spec.base_recipe().system_prompt,
-            spec.evaluation.max_tokens, spec.evaluation.max_model_tokens, str(generate_dir),
+            model,
+            prompts,
+            data.capability,
+            spec.base_recipe().system_prompt,
+            spec.evaluation.max_tokens,
+            spec.evaluation.max_model_tokens,
+            str(generate_dir),
         )
         generated = run_generate(job, engine, _progress("generate"))
         judged = run_judge(JudgeJob(str(generate_dir), prompts, str(judge_dir)))
@@ -106,7 +122,12 @@ def _cores() -> int:
 
 def _scalars(results: dict[str, Any]) -> dict[str, Any]:
     losses = results.get("losses") or [None]
-    return {"steps": results.get("steps"), "first_loss": losses[0], "last_loss": losses[-1], **results.get("metrics", {})}
+    return {
+        "steps": results.get("steps"),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **results.get("metrics", {}),
+    }
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -29,7 +29,10 @@ def sweep(options: Namespace) -> int:
     spec = load_study(options.spec, options.overrides)
     result = run(spec, address=options.address, console=Console(stderr=True))
     if options.json:
-        print_json(_status_document(spec.study, result.study_dir, list(result.trials)) | {"complete": result.complete, "stopped": result.stopped})
+        print_json(
+            _status_document(spec.study, result.study_dir, list(result.trials))
+            | {"complete": result.complete, "stopped": result.stopped}
+        )
     else:
         render_leaderboard(leaderboard(result.trials, spec.objectives), Console())
         command = f"dcr-ray sweep {options.spec}"
@@ -94,8 +97,10 @@ def stop(options: Namespace) -> int:
         print(f"{spec.study} is not running")
         return 0
     if driver["host"] != os.uname().nodename:
-        fix = f"Stop it there, or stop its job with `ray job stop`."
-        raise InputError([Problem("STUDY", f"{spec.study}, run on {driver['host']}", "a study that this machine runs", fix)])
+        fix = "Stop it there, or stop its job with `ray job stop`."
+        raise InputError(
+            [Problem("STUDY", f"{spec.study}, run on {driver['host']}", "a study that this machine runs", fix)]
+        )
     os.kill(driver["pid"], signal.SIGTERM)
     for _ in range(60):
         time.sleep(1)
@@ -128,7 +133,12 @@ def _existing_folder(spec: Any) -> Path:
 
 
 def _status_document(study: str, folder: Path, trials: list[Trial]) -> dict[str, Any]:
-    return {"study": study, "folder": str(folder), "driver": _driver(folder), "trials": [trial.as_dict() for trial in trials]}
+    return {
+        "study": study,
+        "folder": str(folder),
+        "driver": _driver(folder),
+        "trials": [trial.as_dict() for trial in trials],
+    }
 
 
 def _driver(folder: Path) -> dict[str, Any] | None:

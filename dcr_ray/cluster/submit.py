@@ -132,7 +132,7 @@ async def follow(client: Any, submission_id: str, stream: TextIO) -> Ended:
             # A log is always told from its beginning.
             async for text in client.tail_job_logs(submission_id):
                 lost = 0
-                stream.write(text[max(0, written - read):])
+                stream.write(text[max(0, written - read) :])
                 stream.flush()
                 read += len(text)
                 written = max(written, read)

@@ -85,9 +85,7 @@ def _prompt(row: _Placed) -> Prompt:
     return Prompt(id, prompt, kind, group, source)
 
 
-def _load(
-    name: str, split: str | None, root: Path | str | None, fold: int, folds: int, limit: int | None
-) -> _Loaded:
+def _load(name: str, split: str | None, root: Path | str | None, fold: int, folds: int, limit: int | None) -> _Loaded:
     problems = _argument_problems(split, fold, folds, limit)
     try:
         data_set = find_set(name)

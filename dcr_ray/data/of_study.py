@@ -59,9 +59,7 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
 
 def _overlap_problems(loaded: dict[str, tuple]) -> list[Problem]:
     problems = []
-    for overlap in find_overlaps(
-        {name: list(rows) for name, rows in loaded.items() if rows}, near=False
-    ):
+    for overlap in find_overlaps({name: list(rows) for name, rows in loaded.items() if rows}, near=False):
         names = {overlap.one, overlap.other}
         if overlap.exact and names & set(TRAINED) and names & set(EVALUATED):
             problems.append(

@@ -77,7 +77,9 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
                 "text": generation.text,
                 "token_count": generation.token_count,
                 "finish_reason": generation.finish_reason,
-                "first_token_refusal_probability": first_token_refusal_probability(generation.first_token_logprobs, first_tokens),
+                "first_token_refusal_probability": first_token_refusal_probability(
+                    generation.first_token_logprobs, first_tokens
+                ),
             }
             file.write(json.dumps(row) + "\n")
     try:
@@ -118,7 +120,9 @@ def run_judge(job: JudgeJob) -> dict[str, Any]:
                 for row, generation in zip(chosen, generations, strict=True)
             ]
             for row, verdict in zip(chosen, verdicts, strict=True):
-                file.write(json.dumps({"set": name, "id": row["id"], "source": row["source"], "verdict": verdict}) + "\n")
+                file.write(
+                    json.dumps({"set": name, "id": row["id"], "source": row["source"], "verdict": verdict}) + "\n"
+                )
             probabilities = [row["first_token_refusal_probability"] for row in chosen]
             metrics |= rate_metrics(name, verdicts, generations, counting, probabilities)
     return {"metrics": metrics, "seconds": {"total": time.perf_counter() - started}}

@@ -17,7 +17,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Cores this process may use, memory available (within a container's limit), and NVIDIA GPUs by their device files."""
+    """Cores this process may use, memory available (within a container's limit), NVIDIA GPUs by their device files."""
     return Machine(len(os.sched_getaffinity(0)), _available_bytes(), len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 

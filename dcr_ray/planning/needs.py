@@ -31,14 +31,12 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
     largest = max(stages, key=lambda need: need.rank_bytes)
     cached_tokens = spec.resources.kv_cache_mib * 2**20 // max(1, kv_bytes_per_token(card, bf16))
     sequences = max(1, cached_tokens // spec.evaluation.max_model_tokens)
-    engine = engine_memory(
-        card, sequences, spec.evaluation.max_model_tokens, "bfloat16" if bf16 else "float32", device
-    )
+    engine = engine_memory(card, sequences, spec.evaluation.max_model_tokens, "bfloat16" if bf16 else "float32", device)
     return [largest] * spec.resources.worker_groups + [engine] * spec.resources.engines
 
 
 def memory_problems(spec: StudySpec, card: ModelCard, machine: Machine) -> list[Problem]:
-    """What does not fit into this machine's available memory, with the numbers. GPUs are checked where Ray places them."""
+    """What does not fit into this machine's available memory, with the numbers. GPUs are left to where Ray finds them."""
     if machine.gpus:
         return []
     needs = memory_needs(spec, card, on_gpu=False)

@@ -61,7 +61,12 @@ def plan_study(spec: StudySpec) -> StudyPlan:
         for need in memory_needs(spec, card, on_gpu=machine.gpus > 0):
             memory[need.what] = memory.get(need.what, 0) + max(need.rank_bytes, need.host_bytes)
         disk = disk_bytes(spec, card)
-        model = {"name": spec.model, "layers": card.layers, "parameters": card.parameters, "folder": ready.inputs.model_dir}
+        model = {
+            "name": spec.model,
+            "layers": card.layers,
+            "parameters": card.parameters,
+            "folder": ready.inputs.model_dir,
+        }
         data = {name: len(rows) for name, rows in vars(ready.inputs.data).items()}
     measured = _measured_seconds(StageCache(storage_root(spec) / "cache"), ready.inputs.model_identity if ready else "")
     known = all(measured[name] is not None for name in stages)
@@ -90,7 +95,11 @@ class _Draws:
         self._draws = draws
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
-        return self._draws.uniform(low, high) if step is None else low + step * self._draws.randint(0, int((high - low) / step))
+        return (
+            self._draws.uniform(low, high)
+            if step is None
+            else low + step * self._draws.randint(0, int((high - low) / step))
+        )
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
         return self._draws.randrange(low, high + 1, step)
@@ -112,7 +121,9 @@ def _measured_seconds(cache: StageCache, model_identity: str) -> dict[str, float
             of_model[record.stage].append(record.seconds)
     generated = {r.key: r for r in cache.records() if r.stage == "generate" and r.identity.get("parent") in trained}
     of_model["generate"] = [record.seconds for record in generated.values()]
-    of_model["judge"] = [r.seconds for r in cache.records() if r.stage == "judge" and r.identity.get("parent") in generated]
+    of_model["judge"] = [
+        r.seconds for r in cache.records() if r.stage == "judge" and r.identity.get("parent") in generated
+    ]
     return {name: median(values) if values else None for name, values in of_model.items()}
 
 
@@ -133,12 +144,22 @@ def plan_tables(plan: StudyPlan) -> list[tuple[str, tuple[str, ...], list[dict[s
         }
         for name in STAGES
     ]
-    tables.append((f"{plan.study}: {plan.trials} trials, the STL baseline among them", ("stage", "to_run", "shared", "seconds_each"), rows))
+    tables.append(
+        (
+            f"{plan.study}: {plan.trials} trials, the STL baseline among them",
+            ("stage", "to_run", "shared", "seconds_each"),
+            rows,
+        )
+    )
     needs = [{"what": what, "GiB": round(size / GIB, 2)} for what, size in plan.memory_bytes.items()]
     if plan.memory_bytes:
         needs.append({"what": "disk for checkpoints", "GiB": round(plan.disk_bytes / GIB, 2)})
         tables.append(("Memory and disk", ("what", "GiB"), needs))
         tables.append(("Data", ("set", "rows"), [{"set": name, "rows": rows} for name, rows in plan.data.items()]))
-    time = "not known: no finished stage of this model tells" if plan.seconds is None else f"{duration(plan.seconds)} of stage time, one after another"
+    time = (
+        "not known: no finished stage of this model tells"
+        if plan.seconds is None
+        else f"{duration(plan.seconds)} of stage time, one after another"
+    )
     tables.append(("Time", ("estimate",), [{"estimate": time}]))
     return tables

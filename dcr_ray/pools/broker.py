@@ -99,7 +99,13 @@ class Broker:
         """The stage is finished and its record is in the cache."""
         flight = self._flights.pop(record.key, None)
         if flight is not None:
-            self._note("finished", flight.task, worker=worker, seconds=record.seconds, metrics=record.results.get("metrics", {}))
+            self._note(
+                "finished",
+                flight.task,
+                worker=worker,
+                seconds=record.seconds,
+                metrics=record.results.get("metrics", {}),
+            )
             flight.future.set_result({"record": record, "cached": False})
 
     async def failed(self, worker: str, key: str, kind: str, reason: str) -> None:
@@ -117,7 +123,9 @@ class Broker:
             flight.worker, flight.started, flight.progress = None, None, {}
             flight.deaths += 1
             if flight.deaths >= MAX_DEATHS:
-                reason = f"{flight.deaths} workers died while they ran this stage (out of memory?); see the study's logs"
+                reason = (
+                    f"{flight.deaths} workers died while they ran this stage (out of memory?); see the study's logs"
+                )
                 await self.failed(worker, key, "error", reason)
             else:
                 self._note("requeued", flight.task, worker=worker, deaths=flight.deaths)
@@ -158,7 +166,9 @@ class Broker:
         return events
 
     def _note(self, event: str, task: StageTask, **values: Any) -> None:
-        self._events.append({"event": event, "time": time.time(), "trial": task.trial, "stage": task.stage, "key": task.key, **values})
+        self._events.append(
+            {"event": event, "time": time.time(), "trial": task.trial, "stage": task.stage, "key": task.key, **values}
+        )
 
     async def _wake(self) -> None:
         async with self._changed:

@@ -27,7 +27,9 @@ ENGINE_LIVES = 4
 class Crew:
     """Use as a context manager. `broker` is the actor's name; `watch` is to be called every second or so."""
 
-    def __init__(self, inputs: StudyInputs, resources: Resources, namespace: str, study_dir: Path, environment: dict[str, str]):
+    def __init__(
+        self, inputs: StudyInputs, resources: Resources, namespace: str, study_dir: Path, environment: dict[str, str]
+    ):
         self.namespace = namespace
         self.broker_name = f"broker-{inputs.study}"
         self._inputs = inputs
@@ -96,7 +98,10 @@ class Crew:
         return [f"{group.settings.name} ({how}){'' if group.alive else ' ended'}" for group in self._groups]
 
     def engine_lines(self) -> list[str]:
-        return [f"{name} ({self._inputs.evaluation.engine}){' gone' if seat.error else ''}" for name, seat in self._engines.items()]
+        return [
+            f"{name} ({self._inputs.evaluation.engine}){' gone' if seat.error else ''}"
+            for name, seat in self._engines.items()
+        ]
 
     def _group_settings(self, name: str, stamp: str) -> GroupSettings:
         resources = self._resources
@@ -139,13 +144,19 @@ class _EngineSeat:
         self._start()
 
     def _start(self) -> None:
-        settings = replace(self.settings, name=f"{self.settings.name}.{self._lives}" if self._lives else self.settings.name)
+        settings = replace(
+            self.settings, name=f"{self.settings.name}.{self._lives}" if self._lives else self.settings.name
+        )
         self._lives += 1
         self._name = settings.name
         environment = settings.environment | {"OMP_NUM_THREADS": str(settings.threads)}
-        self._actor = ray.remote(EngineWorker).options(
-            num_cpus=settings.cpus, num_gpus=settings.gpus, max_restarts=0, runtime_env={"env_vars": environment}
-        ).remote(settings)
+        self._actor = (
+            ray.remote(EngineWorker)
+            .options(
+                num_cpus=settings.cpus, num_gpus=settings.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+            )
+            .remote(settings)
+        )
         self._serving: Any = self._actor.serve.remote()
 
     def watch(self, broker: Any) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from dcr_ray.recipe import Recipe
 from dcr_ray.search.halving import goes_on
 from dcr_ray.search.journal import BASELINE_NAME, StudyJournal, trial_name
+from dcr_ray.space import sample
 
 FEWEST_TRIALS_TO_JUDGE_FAILURES = 4
 """Before this many searched trials have ended, their failures do not stop the study."""
@@ -42,8 +43,7 @@ class Search:
         self._running: dict[str, OptunaTrial] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._interrupted = [
-            frozen._trial_id
-            for frozen in journal.searched.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            frozen._trial_id for frozen in journal.searched.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         ]
 
     @property
@@ -66,8 +66,6 @@ class Search:
             trial = self._ask_searched()
             if trial is None:
                 return None
-            from dcr_ray.space import sample
-
             params = sample(self.spec.dimensions, trial)
             name = trial_name(trial.number)
             self._running[name] = trial

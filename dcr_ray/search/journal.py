@@ -90,7 +90,9 @@ class StudyJournal:
 
     def trials(self) -> list[Trial]:
         """The baseline first, then the searched trials in the order they were asked for."""
-        baseline = [self._view(frozen, BASELINE_NAME, "baseline") for frozen in self.baseline.get_trials(deepcopy=False)[-1:]]
+        baseline = [
+            self._view(frozen, BASELINE_NAME, "baseline") for frozen in self.baseline.get_trials(deepcopy=False)[-1:]
+        ]
         searched = self.searched.get_trials(deepcopy=False)
         return baseline + [self._view(frozen, trial_name(frozen.number), "search") for frozen in searched]
 
@@ -157,7 +159,11 @@ def _refuse_other_identity(study: optuna.Study, spec: StudySpec) -> None:
         return
     stored: dict[str, Any] = json.loads(study.user_attrs["identity"])
     raise InputError(
-        Problem("study", f"'{spec.study}', stored with other settings ({change})", "the settings it began with",
-                "Give the study another name, or undo the change.")
+        Problem(
+            "study",
+            f"'{spec.study}', stored with other settings ({change})",
+            "the settings it began with",
+            "Give the study another name, or undo the change.",
+        )
         for change in identity_difference(stored, spec.identity())
     )

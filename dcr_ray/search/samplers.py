@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import optuna
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from dcr_ray.space import grid_points
@@ -21,7 +20,11 @@ def make_sampler(spec: StudySpec, seen: int) -> BaseSampler:
         case "tpe":
             # Grouped TPE learns the coordinates of each branch of a conditional space apart.
             return TPESampler(
-                seed=seed, n_startup_trials=search.startup_trials, multivariate=True, group=conditional, constant_liar=True
+                seed=seed,
+                n_startup_trials=search.startup_trials,
+                multivariate=True,
+                group=conditional,
+                constant_liar=True,
             )
         case "gp":
             return GPSampler(seed=seed, n_startup_trials=search.startup_trials)

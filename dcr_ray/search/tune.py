@@ -23,7 +23,6 @@ from dcr_ray.recipe import Recipe
 from dcr_ray.search.ask_tell import Search
 from dcr_ray.stages import StageTask, StudyInputs, run_here, run_stages
 
-
 COORDINATOR_RESOURCES = {"node:__internal_head__": 0.0001}
 """A place on the head node and nothing else. Tune refuses a trial that asks for nothing at all."""
 
@@ -31,7 +30,13 @@ COORDINATOR_RESOURCES = {"node:__internal_head__": 0.0001}
 class TuneSearcher(Searcher):
     """Tune's view of a Search."""
 
-    def __init__(self, search: Search, started: Callable[[str, Recipe], None], ended: Callable[[str], None], prunings: dict[str, str]):
+    def __init__(
+        self,
+        search: Search,
+        started: Callable[[str, Recipe], None],
+        ended: Callable[[str], None],
+        prunings: dict[str, str],
+    ):
         super().__init__(metric=None, mode=None)
         self._search = search
         self._started = started
@@ -64,7 +69,11 @@ class TuneSearcher(Searcher):
         if name in self._prunings:
             outcome["pruned"] = self._prunings.pop(name)
         elif error or not result or not result.get("over"):
-            outcome["failure"] = {"stage": "trial", "kind": "error", "reason": "the trial's coordinator died; see the study's logs"}
+            outcome["failure"] = {
+                "stage": "trial",
+                "kind": "error",
+                "reason": "the trial's coordinator died; see the study's logs",
+            }
         self._search.finish(name, outcome)
         self._ended(name)
 
@@ -96,7 +105,8 @@ class StageHalving(FIFOScheduler):
             return TrialScheduler.CONTINUE
         spec = self._search.spec.halving
         self._prunings[result["name"]] = (
-            f"{spec.metric} {figures[spec.metric]:.4g} after the DCR stage is not among the best 1/{spec.reduction_factor:g} so far"
+            f"{spec.metric} {figures[spec.metric]:.4g} after the DCR stage "
+            f"is not among the best 1/{spec.reduction_factor:g} so far"
         )
         return TrialScheduler.STOP
 
@@ -127,15 +137,26 @@ def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: Stud
 
 
 def run_trials(
-    searcher: TuneSearcher, halving: StageHalving, count: int, concurrent: int, broker: str, namespace: str,
-    inputs: StudyInputs, storage_path: str, name: str,
+    searcher: TuneSearcher,
+    halving: StageHalving,
+    count: int,
+    concurrent: int,
+    broker: str,
+    namespace: str,
+    inputs: StudyInputs,
+    storage_path: str,
+    name: str,
 ) -> None:
-    """Run up to `count` trials, `concurrent` at a time, until the search has none left. Blocks; Ctrl-C ends it early."""
+    """Run up to `count` trials, `concurrent` at a time, until the search has none left. Blocks until then."""
     trainable = tune.with_parameters(coordinate, broker=broker, namespace=namespace, inputs=inputs)
     tune.Tuner(
         tune.with_resources(trainable, COORDINATOR_RESOURCES),
         tune_config=tune.TuneConfig(
-            search_alg=searcher, scheduler=halving, num_samples=count, max_concurrent_trials=concurrent, reuse_actors=True
+            search_alg=searcher,
+            scheduler=halving,
+            num_samples=count,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(name=name, storage_path=storage_path, verbose=0),
     ).fit()

@@ -55,9 +55,7 @@ class Tracker:
         """Opens a trial's run under the study's, or goes on with it."""
         self._run("trial", uid, STUDY_UID, name, params, tags)
 
-    def stage(
-        self, uid: str, parent_uid: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]
-    ) -> None:
+    def stage(self, uid: str, parent_uid: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Opens a stage's run under its trial's, or goes on with it. A stage that two trials share has two uids."""
         self._run("stage", uid, parent_uid, name, params, tags)
 

@@ -8,7 +8,9 @@ from typing import Any
 from dcr_ray.train.jobs import DcrJob, SftJob
 
 
-def run_training_stage(job: DcrJob | SftJob, report: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+def run_training_stage(
+    job: DcrJob | SftJob, report: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
     """Run the stage on this rank together with the others. Every rank returns the same results."""
     if isinstance(job, DcrJob):
         from dcr_ray.train.dcr import run_dcr

@@ -111,9 +111,7 @@ def run_sft(
                 engine,
                 forward_backward,
                 len(plan),
-                lambda i: learning_rate(
-                    i, len(plan), recipe.learning_rate, recipe.warmup_share, recipe.final_lr_share
-                ),
+                lambda i: learning_rate(i, len(plan), recipe.learning_rate, recipe.warmup_share, recipe.final_lr_share),
                 output_dir=output_dir,
                 shape=shape,
                 seed=job.seed,

@@ -11,10 +11,12 @@ from dcr_ray.errors import InputError, Problem
 from dcr_ray.fingerprint import digest, file_digest
 
 SIDECAR = "dcr_identity.json"
-MODEL_FILES = (
-    ["config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*"]
-    + ["special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"]
-)
+MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*"] + [
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 def model_identity(folder: Path | str) -> str:
