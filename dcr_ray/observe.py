@@ -47,7 +47,7 @@ class Observer:
 
     def trial_started(self, name: str, recipe: Recipe) -> None:
         role = "search" if recipe.dcr else "baseline"
-        params = {"trial": name, "role": role, **recipe.model_dump(mode="json")}
+        params = {"trial": name, "role": role, **recipe.model_dump(mode="json", exclude_none=True)}
         self._tracker.trial(name, name, params, {"dcr.state": "running", "dcr.role": role})
         self._changed.set()
 
@@ -145,6 +145,13 @@ class Observer:
         elif kind == "requeued":
             self.say(f"{trial}: {stage} goes back to the queue, its worker {event['worker']} died")
 
+    def _mirror_judge(self, trial: Trial, stage: StageView) -> None:
+        uid = f"{trial.name}/judge"
+        self._tracker.stage(uid, trial.name, "judge", {"key": stage.key}, {"dcr.stage": "judge"})
+        rates = {name: value for name, value in trial.metrics.items() if name.split("/")[0] in ("compliance", "defense")}
+        self._tracker.metrics(uid, {**rates, "seconds": stage.seconds})
+        self._tracker.end(uid, "finished")
+
     def _keep_stage(self, event: dict[str, Any], cached: bool) -> None:
         view = StageView(event["stage"], event["key"], "", event["seconds"], cached)
         self._stages.setdefault(event["trial"], {})[event["stage"]] = view
@@ -159,6 +166,10 @@ class Observer:
         if trial.role == "search" and trial.state == "complete":
             course = {name: trial.metrics[name] for name in (*self._spec.objectives, *self._spec.constraints)}
             self._tracker.metrics(STUDY_UID, course, trial.number)
+        for stage in trial.stages:
+            if stage.name == "judge":
+                # Judged by the trial's coordinator: the broker, which tells of all other stages, never saw it.
+                self._mirror_judge(trial, stage)
         sample = _generation_sample(trial)
         if sample:
             self._tracker.text(trial.name, sample, "generations.md")
