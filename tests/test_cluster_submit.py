@@ -194,8 +194,10 @@ def test_a_job_that_is_stopped_may_end_in_its_own_time_and_the_next_try_has_the_
 def test_control_c_leaves_the_job_running_and_says_how_to_stop_it(head):
     arguments = ["submit", str(SPEC), "--address", head.url, *REFUSED, "--set", "study=left"]
     command = [sys.executable, "-m", "dcr_ray.cli.main", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=head.environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+    options = {"env": head.environment, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Tests that run in a shell's background have Ctrl-C ignored, and their children would inherit that.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options) as process:
         assert process.stdout.readline().startswith("Job       dcr-left-1 at")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
