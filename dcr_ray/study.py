@@ -117,7 +117,7 @@ class SearchSpec(_Section):
 class HalvingSpec(_Section):
     """Asynchronous successive halving on a figure that is there after the DCR stage (Li et al., arXiv 1810.05934)."""
 
-    metric: str = "held_out_margin"
+    metric: str = "held_out_auroc"
     direction: Direction = "maximize"
     reduction_factor: float = Field(2.0, gt=1, description="the best 1/reduction_factor of the trials so far go on")
     min_trials: int = Field(3, ge=1, description="figures needed before any trial is stopped")
