@@ -16,14 +16,13 @@ from dcr_ray.data.chat import prompt_ids
 from dcr_ray.errors import InputError, StageFailed
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
-from dcr_ray.train.chunks import padded
 from dcr_ray.train.dcr import run_dcr
 from dcr_ray.train.engine import memory_failures
 from dcr_ray.train.jobs import StageStopped
 from dcr_ray.train.loading import load_trunk
 from dcr_ray.train.losses import contrastive_loss
+from dcr_ray.train.packing import pack, shared_prefix
 from dcr_ray.train.precision import resolved_precision
-from dcr_ray.train.prefix import shared_prefix
 from dcr_ray.train.trunk import PooledStates
 from dcr_ray.train.world import World
 from tests.train_models import SEEMINGLY_TOXIC, SYSTEM_PROMPT, TOXIC, broken_model, dcr_job, tiny_model
@@ -59,8 +58,7 @@ def test_the_trunks_states_and_gradients_are_those_of_the_whole_model(family, po
     recipe = ContrastiveRecipe(pooling=pooling)
 
     trunk = load_trunk(folder, 2, torch.float32)
-    inputs = [(padded(rows, 0, torch.device("cpu")), torch.tensor([len(row) for row in rows]), 0)]
-    states = PooledStates(trunk, pooling)(inputs)
+    states = PooledStates(trunk, pooling)([pack(rows, 0, torch.device("cpu"))])
     contrastive_loss(states, is_toxic, recipe).backward()
 
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -96,23 +94,13 @@ def test_a_prefix_computed_once_gives_the_same_states_and_gradients(family, wind
     results = []
     for shared in (0, prefix):
         trunk = load_trunk(folder, 3, torch.float32)
-        lengths = torch.tensor([len(row) for row in rows])
-        states = PooledStates(trunk, pooling)([(padded(rows, 0, torch.device("cpu")), lengths, shared)])
+        states = PooledStates(trunk, pooling)([pack(rows, shared, torch.device("cpu"))])
         is_toxic = torch.tensor([False] * 3 + [True] * 3)
         contrastive_loss(states, is_toxic, ContrastiveRecipe(pooling=pooling)).backward()
         results.append((states, {name: p.grad for name, p in trunk.named_parameters() if p.requires_grad}))
     torch.testing.assert_close(*(states for states, _ in results), rtol=1e-4, atol=1e-4)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
-
-
-def test_a_prefix_is_shared_only_where_it_pays_and_leaves_every_row_a_token():
-    start = list(range(20))
-    assert shared_prefix([[*start, 1], [*start, 2]], 100) == 20
-    assert shared_prefix([[*start, 1], [*start, 2]], 12) == 12
-    assert shared_prefix([start, [*start, 2]], 100) == 19
-    assert shared_prefix([[*start[:5], 1], [*start[:5], 2]], 100) == 0
-    assert shared_prefix([[*start, 1]], 100) == 0
 
 
 def test_the_stage_lowers_its_loss_and_separates_held_out_prompts(plain_run):

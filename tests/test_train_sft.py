@@ -16,11 +16,11 @@ from dcr_ray.data.chat import pair_ids
 from dcr_ray.errors import InputError, StageFailed
 from dcr_ray.recipe import LoraRecipe
 from dcr_ray.shape import Shape
-from dcr_ray.train.chunks import padded
 from dcr_ray.train.jobs import StageStopped
 from dcr_ray.train.loading import load_causal_model
+from dcr_ray.train.packing import pack, packed_states
 from dcr_ray.train.sequences import IGNORED, token_sequence
-from dcr_ray.train.sft import AnswerLoss, run_sft
+from dcr_ray.train.sft import AnswerLoss, packed_batch, run_sft
 from tests.train_models import GENERAL, SAFETY, SYSTEM_PROMPT, broken_model, sft_job, tiny_model
 
 LORA = LoraRecipe(rank=4, alpha=8, targets=("q_proj", "v_proj"))
@@ -43,40 +43,35 @@ def assert_same_run(results: dict, folder: Path, plain_run: tuple[dict, Path]) -
     weights, expected = (load_file(f / "model.safetensors") for f in (folder, plain_run[1]))
     assert weights.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=2e-5)
+        # Adam divides a gradient by its own size, so where that is next to nothing rounding shows: a tenth of an update.
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_the_loss_is_transformers_own_cross_entropy(family, tmp_path):
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"])
+def test_the_loss_of_packed_sequences_is_transformers_own_of_padded_ones(family, tmp_path):
     folder = tiny_model(tmp_path, family=family)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pairs = (*GENERAL[:3], *SAFETY[:2])
+    pairs = (*GENERAL[:3], *SAFETY[:2], ("Where is it?", "There. " * 9))
     sequences = [token_sequence(*pair_ids(tokenizer, p, r, SYSTEM_PROMPT), 96, True) for p, r in pairs]
-    model = load_causal_model(folder, torch.float32)
-    device = torch.device("cpu")
-    ids = padded([s.ids for s in sequences], 0, device)
-    targets = padded([s.targets for s in sequences], IGNORED, device)
-    ours = AnswerLoss(model)(ids, targets) / sum(s.answer_tokens for s in sequences)
+    model = load_causal_model(folder, torch.float32, packed=True)
+    packed, *answers = packed_batch(sequences, torch.device("cpu"))
+    assert packed.prefix > 20
+    ours = AnswerLoss(model)(packed, *answers) / sum(s.answer_tokens for s in sequences)
     ours.backward()
-    gradient = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
-    model.zero_grad()
 
-    mask = padded([[1] * len(s.ids) for s in sequences], 0, device)
-    labels = torch.full_like(targets, IGNORED)
-    labels[:, 1:] = targets[:, :-1]
-    theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    plain = load_causal_model(folder, torch.float32)
+    longest = max(len(s.ids) for s in sequences)
+    ids, mask, labels = (torch.full((len(sequences), longest), value) for value in (0, 0, IGNORED))
+    for row, s in enumerate(sequences):
+        ids[row, : len(s.ids)], mask[row, : len(s.ids)] = torch.tensor(s.ids), 1
+        labels[row, 1 : len(s.ids)] = torch.tensor(s.targets[:-1])
+    theirs = plain(input_ids=ids, attention_mask=mask, labels=labels).loss
     theirs.backward()
-    expected = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
-
-    model.zero_grad()
-    prefix = next(i for i in range(60) if len({s.ids[i] for s in sequences}) > 1)
-    once = AnswerLoss(model)(ids, targets, prefix) / sum(s.answer_tokens for s in sequences)
-    once.backward()
-    assert prefix > 20
-    torch.testing.assert_close(once, theirs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model.model.layers[0].self_attn.q_proj.weight.grad, expected, rtol=1e-3, atol=1e-5)
+    expected = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        scale = expected[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * max(scale, 1e-3))
 
 
 def test_sixty_steps_learn_a_handful_of_pairs_by_heart(model_dir, tmp_path):
@@ -196,7 +191,8 @@ def test_merged_adapters_give_the_logits_of_the_model_with_adapters(zero_stage, 
 
     def look(engine, model, *rest):
         with torch.no_grad():
-            logits["adapters"] = model.eval()(ids).logits
+            states = packed_states(model.eval().base_model, pack(ids.tolist(), 0, ids.device))
+            logits["adapters"] = model.get_output_embeddings()(states)[None]
         write(engine, model, *rest)
 
     monkeypatch.setattr(sft, "write_model", look)
@@ -215,12 +211,11 @@ def test_adapters_for_modules_that_the_model_lacks_are_refused(model_dir, tmp_pa
         run_sft(sft_job(model_dir, tmp_path, lora=LoraRecipe(targets=("query", "q_proj"))))
 
 
-def test_a_shared_system_prompt_changes_nothing_but_the_time(model_dir, tmp_path):
+def test_a_shared_system_prompt_changes_nothing_but_the_time(model_dir, tmp_path, monkeypatch):
     runs = {}
-    for name, checkpointing in (("once", False), ("every-row", True)):  # recomputing activations rules sharing out
-        shape = Shape(precision="fp32", activation_checkpointing=checkpointing)
-        job = sft_job(model_dir, tmp_path / name, shape)
-        runs[name] = run_sft(job)["losses"]
+    for name, shortest in (("once", 8), ("every-row", 1000)):
+        monkeypatch.setattr("dcr_ray.train.packing.SHORTEST_PREFIX", shortest)
+        runs[name] = run_sft(sft_job(model_dir, tmp_path / name))["losses"]
     assert runs["once"] == pytest.approx(runs["every-row"], rel=1e-5)
 
 

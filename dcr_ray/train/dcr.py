@@ -20,7 +20,7 @@ from dcr_ray.errors import InputError, Problem
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.checkpoint import remove_checkpoints
-from dcr_ray.train.chunks import Chunk, divide, padded
+from dcr_ray.train.chunks import Chunk, divide
 from dcr_ray.train.clock import Clock
 from dcr_ray.train.engine import (
     TrainingEngine,
@@ -33,8 +33,8 @@ from dcr_ray.train.jobs import DcrJob, Report, job_digest
 from dcr_ray.train.loading import load_trunk, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.losses import contrastive_loss
+from dcr_ray.train.packing import Packed, pack, shared_prefix
 from dcr_ray.train.precision import DTYPES, resolved_precision
-from dcr_ray.train.prefix import shared_prefix
 from dcr_ray.train.sampler import BalancedSampler
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.separability import held_out_figures
@@ -133,7 +133,6 @@ class _Step:
     ):
         self.engine, self.prompts, self.sampler, self.recipe = engine, prompts, sampler, recipe
         self.micro = shape.micro_batch_size
-        self.recomputes = shape.activation_checkpointing
 
     def __call__(self, step: int) -> tuple[float, int]:
         seemingly, toxic = self.sampler.batch(step)
@@ -144,7 +143,7 @@ class _Step:
 
     def loss_and_backward(self, rows: list[list[int]], is_toxic: Tensor) -> float:
         engine, world = self.engine, self.engine.world
-        chunks = divide([len(row) for row in rows], world.size, self.micro, world.device.type)
+        chunks = divide([len(row) for row in rows], world.size, self.micro)
         at_once = self.micro is None or len(chunks) == 1
         if at_once:
             local = engine(self._inputs(rows, chunks))
@@ -165,21 +164,17 @@ class _Step:
     def states(self, rows: list[list[int]]) -> Tensor:
         """States [n, width] of any prompts, without gradient, on the CPU of every rank."""
         engine, world = self.engine, self.engine.world
-        chunks = divide([len(row) for row in rows], world.size, self.micro or FIGURE_ROWS, world.device.type)
+        chunks = divide([len(row) for row in rows], world.size, self.micro or FIGURE_ROWS)
         with torch.no_grad():
             local = torch.cat([engine(self._inputs(rows, [chunk])) for chunk in chunks])
         return _in_batch_order(world.all_gather(local), chunks, len(rows)).cpu()
 
-    def _inputs(self, rows: list[list[int]], chunks: list[Chunk]) -> list[tuple[Tensor, Tensor, int]]:
-        device = self.engine.world.device
+    def _inputs(self, rows: list[list[int]], chunks: list[Chunk]) -> list[Packed]:
+        world = self.engine.world
         inputs = []
         for chunk in chunks:
-            held = [rows[chunk.first if row is None else row] for row in chunk.rows[self.engine.world.rank]]
-            # Every rank needs the same passes, so the prefix is that of all ranks' rows.
-            everywhere = [rows[row] for part in chunk.rows for row in part if row is not None]
-            lengths = torch.tensor([len(row) for row in held], device=device)
-            prefix = 0 if self.recomputes else shared_prefix(everywhere, self.recipe.max_prompt_tokens)
-            inputs.append((padded(held, 0, device), lengths, prefix))
+            held = [rows[chunk.first if row is None else row] for row in chunk.rows[world.rank]]
+            inputs.append(pack(held, shared_prefix(held, self.recipe.max_prompt_tokens), world.device))
         return inputs
 
 

@@ -11,25 +11,31 @@ import torch
 from torch import nn
 
 from dcr_ray.errors import InputError, Problem
+from dcr_ray.train.packing import ATTENTION, register_attention
 from dcr_ray.weights.save import without_progress_bars
 
 
-def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
-    """The whole model with its output head."""
+def load_causal_model(folder: str | Path, dtype: torch.dtype, packed: bool = False) -> Any:
+    """The whole model with its output head; `packed` for rows packed by `packing.pack`, which it then takes alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    register_attention()
     with without_progress_bars():
         return AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=attention_kernel(config), local_files_only=True
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION if packed else attention_kernel(config),
+            local_files_only=True,
         )
 
 
 def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
     """Embeddings, frozen, and layers 1..`layer`. Its output is that of layer `layer`, before any final norm.
 
-    Attention dropout is off, since states that are computed twice have to be the same. Raises InputError where the
-    folder's weights lack some of these layers' tensors.
+    It takes packed rows. Attention dropout is off, since states that are computed twice have to be the same. Raises
+    InputError where the folder's weights lack some of these layers' tensors.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -38,12 +44,13 @@ def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layer]
     config.attention_dropout = 0.0
+    register_attention()
     with without_progress_bars(), _quiet_about_unused_weights():
         trunk, found = AutoModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_kernel(config),
+            attn_implementation=ATTENTION,
             local_files_only=True,
             output_loading_info=True,
         )

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dcr_ray.data.chat import prompt_ids
 from dcr_ray.evaluate.canary import next_token_logprobs, write_canary
 from dcr_ray.shape import Shape
 from dcr_ray.train.checkpoint import remove_checkpoints
-from dcr_ray.train.chunks import Chunk, divide, padded
+from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
 from dcr_ray.train.engine import (
     TrainingEngine,
@@ -28,12 +27,13 @@ from dcr_ray.train.engine import (
     training_engine,
 )
 from dcr_ray.train.export import write_model
+from dcr_ray.train.head_loss import summed_cross_entropy
 from dcr_ray.train.jobs import Report, SftJob, job_digest
 from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.lora import add_adapters
+from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
 from dcr_ray.train.precision import DTYPES, resolved_precision
-from dcr_ray.train.prefix import shared_prefix, states_after
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
 from dcr_ray.train.trunk import overlay_trunk, read_trunk
@@ -41,25 +41,23 @@ from dcr_ray.train.world import World, joined_world
 
 
 class AnswerLoss(nn.Module):
-    """A causal language model that gives the summed cross-entropy of the positions that have a target."""
+    """A causal language model that gives the summed cross-entropy of the tokens that have a target."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        head = model.get_output_embeddings()
+        if hasattr(head.weight, "ds_id"):
+            import deepspeed
 
-    def forward(self, input_ids: Tensor, targets: Tensor, prefix: int = 0) -> Tensor:
-        """Token ids and targets [n, longest], padded on the right, targets with IGNORED -> a scalar in nats, fp32.
+            # ZeRO-3 makes a parameter whole for the module that owns it; the loss reads the head's weight itself.
+            deepspeed.zero.register_external_parameter(self, head.weight)
 
-        `prefix` tokens are the same in all rows and have no target.
-        """
-        _, states = states_after(self.model.base_model, input_ids, prefix)
-        targets = targets[:, prefix:]
-        counted = targets != IGNORED
-        logits = self.model.get_output_embeddings()(states[counted]).float()
+    def forward(self, packed: Packed, places: Tensor, targets: Tensor) -> Tensor:
+        """Packed sequences; the packed tokens that have a target [n] and those targets [n] -> a scalar in nats, fp32."""
+        states = packed_states(self.model.base_model, packed)[places]
         cap = getattr(self.model.config, "final_logit_softcapping", None)
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
-        return cross_entropy(logits, targets[counted], reduction="sum")
+        return summed_cross_entropy(states, self.model.get_output_embeddings(), targets, cap)
 
 
 def run_sft(
@@ -89,7 +87,7 @@ def run_sft(
             lengths = [len(sequence.ids) for sequence in sequences]
             plan = batch_plan(lengths, len(general), recipe.safety_share, recipe.epochs, recipe.batch_size, job.seed)
             with parameters_divided_at_load(config, world.device):
-                model = load_causal_model(job.model_dir, DTYPES[precision])
+                model = load_causal_model(job.model_dir, DTYPES[precision], packed=True)
             restore_rotary_frequencies(model)
             trunk = read_trunk(job.trunk_dir) if job.trunk_dir else {}
             overlay_trunk(model, trunk, job.trunk_dir or "")
@@ -147,25 +145,33 @@ def batch_loss_and_backward(engine: TrainingEngine, batch: list[TokenSequence], 
     """Mean loss per answer token of the global batch, after the backward passes of this rank's part of it."""
     world = engine.world
     answer_tokens = sum(sequence.answer_tokens for sequence in batch)
-    chunks = divide([len(sequence.ids) for sequence in batch], world.size, shape.micro_batch_size, world.device.type)
+    chunks = divide([len(sequence.ids) for sequence in batch], world.size, shape.micro_batch_size)
     summed = 0.0
     for chunk in chunks:
         filler = TokenSequence(batch[chunk.first].ids, [IGNORED], 0)
         held = [filler if row is None else batch[row] for row in chunk.rows[world.rank]]
-        input_ids = padded([sequence.ids for sequence in held], 0, world.device)
-        targets = padded([sequence.targets for sequence in held], IGNORED, world.device, input_ids.shape[1])
-        prefix = 0 if shape.activation_checkpointing else _shared_without_loss(batch, chunk)
-        loss = engine(input_ids, targets, prefix) / answer_tokens
+        loss = engine(*packed_batch(held, world.device)) / answer_tokens
         summed += loss.item()
         engine.backward(loss, last=chunk is chunks[-1])
     return world.total(summed)
 
 
-def _shared_without_loss(batch: list[TokenSequence], chunk: Chunk) -> int:
-    """Tokens that all rows of the chunk, on all ranks, begin with and that have no loss."""
-    rows = [batch[row] for part in chunk.rows for row in part if row is not None]
-    before_loss = min(next(i for i, target in enumerate(row.targets) if target != IGNORED) for row in rows)
-    return shared_prefix([row.ids for row in rows], before_loss)
+def packed_batch(sequences: list[TokenSequence], device: torch.device) -> tuple[Packed, Tensor, Tensor]:
+    """Sequences as AnswerLoss takes them: packed, the places of the tokens that have a target, and those targets."""
+    rows = [sequence.ids for sequence in sequences]
+    before_loss = min(
+        next((i for i, target in enumerate(sequence.targets) if target != IGNORED), len(sequence.ids))
+        for sequence in sequences
+    )
+    packed = pack(rows, shared_prefix(rows, before_loss), device)
+    found = [
+        (start - packed.prefix + i, target)
+        for start, sequence in zip(packed.starts, sequences, strict=True)
+        for i, target in enumerate(sequence.targets)
+        if target != IGNORED
+    ]
+    places, targets = torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+    return packed, places, targets
 
 
 def _write_canary(job: SftJob, tokenizer: Any, device: torch.device) -> None:

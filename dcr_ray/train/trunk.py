@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.train.engine import TrainingEngine, full_shape, gathered
-from dcr_ray.train.prefix import states_after
+from dcr_ray.train.packing import Packed, packed_states
 
 TRUNK_FILE, TRUNK_META_FILE = "trunk.safetensors", "trunk.json"
 
@@ -30,20 +30,18 @@ class PooledStates(nn.Module):
         self.trunk = trunk
         self.pooling = pooling
 
-    def forward(self, inputs: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
-        """Chunks of prompts -> states [all prompts, width] in fp32.
+    def forward(self, chunks: Sequence[Packed]) -> Tensor:
+        """Chunks of packed prompts -> states [all prompts, width] in fp32, in the order of the chunks' rows."""
+        return torch.cat([self._pool(packed_states(self.trunk, chunk), chunk) for chunk in chunks])
 
-        A chunk is token ids [n, longest] padded on the right, lengths [n], and how many tokens all its rows share.
-        """
-        states = (self._pool(*states_after(self.trunk, ids, prefix), lengths) for ids, lengths, prefix in inputs)
-        return torch.cat(list(states))
-
-    def _pool(self, shared: Tensor, rest: Tensor, lengths: Tensor) -> Tensor:
-        own = lengths - shared.shape[1]
+    def _pool(self, states: Tensor, chunk: Packed) -> Tensor:
+        rows = list(zip(chunk.starts, chunk.own, strict=True))
         if self.pooling == "last":
-            return rest[torch.arange(len(rest), device=rest.device), own - 1].float()
-        real = torch.arange(rest.shape[1], device=rest.device)[None, :] < own[:, None]
-        return (shared.float().sum(1) + (rest.float() * real[:, :, None]).sum(1)) / lengths[:, None]
+            return states[torch.tensor([start + own - 1 for start, own in rows], device=states.device)].float()
+        share = states.new_zeros(len(rows), len(states), dtype=torch.float32)
+        for row, ((start, own), length) in enumerate(zip(rows, chunk.lengths, strict=True)):
+            share[row, : chunk.prefix] = share[row, start : start + own] = 1 / length
+        return share @ states.float()
 
 
 def write_trunk(engine: TrainingEngine, trunk: nn.Module, layer: int, layers: int, output_dir: Path) -> None:
