@@ -20,6 +20,9 @@ class ContrastiveRecipe(_Frozen):
     """The DCR stage: a contrastive loss at the output of one middle layer (arXiv 2603.03323)."""
 
     layer_depth: float = Field(0.5, gt=0, le=1, description="l/L, the layer's depth as a share of all layers")
+    frozen_depth: float = Field(
+        0.0, ge=0, lt=1, description="share of all layers, from the bottom, that the stage leaves as they are"
+    )
     loss: LossName = Field("circle", description="which contrastive loss")
     pairing: Literal["per_anchor", "all_pairs"] = Field(
         "per_anchor", description="one loss term per anchor, or one for the batch"
@@ -53,6 +56,16 @@ class ContrastiveRecipe(_Frozen):
     def layer(self, layer_count: int) -> int:
         """The layer l in 1..L whose output carries the loss."""
         return min(layer_count, max(1, round(self.layer_depth * layer_count)))
+
+    def frozen_layers(self, layer_count: int) -> int:
+        """How many of the lowest layers do not train: fewer than l, so that at least one does."""
+        return min(self.layer(layer_count) - 1, int(self.frozen_depth * layer_count))
+
+    @model_validator(mode="after")
+    def _trains_a_layer(self) -> ContrastiveRecipe:
+        if self.frozen_depth >= self.layer_depth:
+            raise ValueError(f"frozen_depth {self.frozen_depth} leaves no layer below layer_depth {self.layer_depth}")
+        return self
 
     @model_validator(mode="after")
     def _both_classes_in_a_batch(self) -> ContrastiveRecipe:

@@ -126,7 +126,8 @@ class StudyInputs:
     def _dcr(self, recipe: Recipe, trial: str) -> StageTask:
         data, dcr = self.data, recipe.dcr
         identity = self._training_identity(recipe) | {
-            "recipe": dcr.model_dump(mode="json"),
+            # What is off leaves the identity as it was before there was such a thing.
+            "recipe": dcr.model_dump(mode="json", exclude=None if dcr.frozen_depth else {"frozen_depth"}),
             "seemingly_toxic": dataset_fingerprint(data.seemingly_toxic),
             "toxic": dataset_fingerprint(data.toxic),
             "held_out": [dataset_fingerprint(data.held_out_seemingly_toxic), dataset_fingerprint(data.held_out_toxic)],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
 
 from dcr_ray.cache import stage_key
 from dcr_ray.pools.broker import MAX_DEATHS, Broker
+from dcr_ray.pools.finishing import Finishing
 from dcr_ray.stages import StageTask
 
 
@@ -76,6 +79,48 @@ def test_a_stage_that_kills_its_workers_fails_in_the_end(make_task):
         assert "workers died" in outcome["failure"]["reason"]
 
     asyncio.run(scenario())
+
+
+def test_a_worker_that_still_writes_a_stages_files_takes_the_next_stage(make_task):
+    async def scenario():
+        broker = Broker()
+        waiting = [asyncio.create_task(broker.submit(make_task(slug))) for slug in ("one", "two")]
+        first = await broker.next("group", "train")
+        second = await broker.next("group", "train", finishing=(first.key,))
+        assert (first.slug, second.slug) == ("one", "two")
+        await broker.done("group", finished(first))
+        assert (await waiting[0])["record"].key == first.key
+        # Without a word about what it held, it has died and come back.
+        assert (await broker.next("group", "train")).slug == "two"
+        waiting[1].cancel()
+
+    asyncio.run(scenario())
+
+
+def test_files_are_written_beside_the_next_stage_and_the_record_comes_last(make_task):
+    told, let_go = [], threading.Event()
+    finishing = Finishing(lambda record: told.append(record), lambda key, reason: told.append((key, reason)))
+    task, results = make_task(), {"seconds": {"total": 1.0}}
+    finishing.start(task, results, {"worker": "group"}, lambda: let_go.wait(30))
+    assert finishing.held == (task.key,) and task.record() is None and not told
+    time.sleep(0.05)
+    let_go.set()
+    finishing.wait()
+    assert finishing.held == () and told == [task.record()]
+    assert told[0].results["seconds"]["export"] >= 0.05 and told[0].seconds >= 1.05
+
+
+def test_files_that_cannot_be_written_fail_their_stage(make_task):
+    told = []
+    finishing = Finishing(lambda record: told.append(record), lambda key, reason: told.append((key, reason)))
+    task = make_task()
+
+    def write():
+        raise OSError("no space left on device")
+
+    finishing.start(task, {"seconds": {}}, {}, write)
+    finishing.wait()
+    assert told == [(task.key, "OSError: no space left on device")] and task.record() is None
 
 
 def test_workers_get_only_stages_of_their_kind(make_task):

@@ -185,17 +185,16 @@ def test_a_trunk_of_another_model_is_refused_with_every_tensor_that_does_not_fit
 def test_merged_adapters_give_the_logits_of_the_model_with_adapters(zero_stage, model_dir, tmp_path, monkeypatch):
     import dcr_ray.train.sft as sft
 
-    logits = {}
-    write = sft.write_model
+    logits, export = {}, sft.Export
     ids = torch.tensor([[5, 9, 200, 31, 77]])
 
     def look(engine, model, *rest):
         with torch.no_grad():
             states = packed_states(model.eval().base_model, pack(ids.tolist(), 0, ids.device))
             logits["adapters"] = model.get_output_embeddings()(states)[None]
-        write(engine, model, *rest)
+        return export(engine, model, *rest)
 
-    monkeypatch.setattr(sft, "write_model", look)
+    monkeypatch.setattr(sft, "Export", look)
     shape = Shape(precision="fp32", zero_stage=zero_stage)
     run_sft(sft_job(model_dir, tmp_path, shape, lora=LORA, learning_rate=3e-2))
     weights, base = load_file(tmp_path / "model.safetensors"), load_file(Path(model_dir, "model.safetensors"))

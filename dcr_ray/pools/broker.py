@@ -65,12 +65,15 @@ class Broker:
         await self._wake()
         return await asyncio.shield(flight.future)
 
-    async def next(self, worker: str, place: Place, wait_seconds: float = 20.0) -> StageTask | str | None:
+    async def next(
+        self, worker: str, place: Place, wait_seconds: float = 20.0, finishing: tuple[str, ...] = ()
+    ) -> StageTask | str | None:
         """The next stage for this worker; None when there was none in time, "stop" when the study ends.
 
-        A worker asks only when it holds nothing. If it holds something all the same, it has died and come back.
+        A worker that asks holds nothing but what it is `finishing`, by keys. If it holds more all the same, it has died
+        and come back.
         """
-        await self.lost(worker)
+        await self.lost(worker, finishing)
         deadline = time.monotonic() + wait_seconds
         while True:
             if self._closed is not None:
@@ -116,10 +119,13 @@ class Broker:
             self._note("failed", flight.task, worker=worker, failure=kind, reason=reason)
             flight.future.set_result(_failure(kind, reason))
 
-    async def lost(self, worker: str) -> None:
-        """The worker died: what it held goes back to the head of the queue, or fails when it has killed too many."""
+    async def lost(self, worker: str, finishing: tuple[str, ...] = ()) -> None:
+        """The worker died: what it held goes back to the head of the queue, or fails when it has killed too many.
+
+        What it is `finishing` it still holds.
+        """
         for key, flight in list(self._flights.items()):
-            if flight.worker != worker:
+            if flight.worker != worker or key in finishing:
                 continue
             flight.worker, flight.started, flight.progress = None, None, {}
             flight.deaths += 1

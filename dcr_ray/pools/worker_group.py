@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dcr_ray.errors import StageFailed
+from dcr_ray.pools.finishing import Finishing
 from dcr_ray.shape import Shape
 from dcr_ray.stages import StageTask
 
@@ -97,21 +99,28 @@ def rank_loop(config: dict[str, Any]) -> None:
     # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.
     handover = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
     rank = dist.get_rank()
+    finishing = Finishing(
+        lambda record: ray.get(broker.done.remote(settings.name, record)),
+        lambda key, reason: ray.get(broker.failed.remote(settings.name, key, "error", reason)),
+    )
     while True:
         box: list[StageTask | str | None] = [None]
         if rank == 0:
-            box = [ray.get(broker.next.remote(settings.name, "train", IDLE_SECONDS))]
+            box = [ray.get(broker.next.remote(settings.name, "train", IDLE_SECONDS, finishing.held))]
         dist.broadcast_object_list(box, src=0, group=handover)
         if box[0] == "stop":
+            finishing.wait()
             return
         if box[0] is not None:
-            _run_one(box[0], settings, broker, rank)
+            _run_one(box[0], settings, broker, rank, finishing)
 
 
-def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -> None:
+def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, finishing: Finishing) -> None:
     import ray
 
     from dcr_ray.train.run import run_training_stage
+
+    left: list[Callable[[], None]] = []
 
     def report(values: dict[str, Any]) -> None:
         if rank == 0:
@@ -120,7 +129,7 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -
     try:
         if rank == 0:
             task.begin()
-        results = run_training_stage(task.job, report)
+        results = run_training_stage(task.job, report, lambda changed, write: left.append(write))
     except StageFailed as failure:
         alone = failure.kind == "out_of_memory" and settings.shape.ranks > 1
         if rank == 0 or alone:
@@ -136,4 +145,7 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int) -
         raise
     if rank == 0:
         ran = {"worker": settings.name, "shape": settings.shape.model_dump(mode="json")}
-        ray.get(broker.done.remote(settings.name, task.commit(results, ran)))
+        if left:
+            finishing.start(task, results, ran, left[0])
+        else:
+            ray.get(broker.done.remote(settings.name, task.commit(results, ran)))

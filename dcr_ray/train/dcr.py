@@ -9,16 +9,17 @@ and chunk by chunk with gradient after (gradient caching, arXiv 2101.06983): los
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcr_ray.data.chat import prompt_ids
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
+from dcr_ray.train.base import fresh_trunk
 from dcr_ray.train.checkpoint import remove_checkpoints
 from dcr_ray.train.chunks import Chunk, divide
 from dcr_ray.train.clock import Clock
@@ -29,6 +30,7 @@ from dcr_ray.train.engine import (
     parameters_divided_at_load,
     training_engine,
 )
+from dcr_ray.train.frozen import FrozenLayers, without_frozen_layers
 from dcr_ray.train.jobs import DcrJob, Report, job_digest
 from dcr_ray.train.loading import load_trunk, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
@@ -38,6 +40,7 @@ from dcr_ray.train.precision import DTYPES, resolved_precision
 from dcr_ray.train.sampler import BalancedSampler
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.separability import held_out_figures
+from dcr_ray.train.tokens import folder_stamp, prompt_tokens
 from dcr_ray.train.trunk import PooledStates, write_trunk
 from dcr_ray.train.world import World, joined_world
 
@@ -62,27 +65,29 @@ def run_dcr(
     _check(job)
     clock = Clock()
     with joined_world(world) as world, memory_failures(world):
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
         config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
-        with clock.measure("load"):
+        with clock.measure("data"):
             layers = AutoConfig.from_pretrained(job.model_dir, local_files_only=True).num_hidden_layers
-            layer = recipe.layer(layers)
-            tokenizer = AutoTokenizer.from_pretrained(job.model_dir, local_files_only=True)
-            prompts = _Prompts(job, tokenizer)
-            with parameters_divided_at_load(config, world.device):
-                trunk = load_trunk(job.model_dir, layer, DTYPES[precision])
-            restore_rotary_frequencies(trunk)
+            layer, frozen = recipe.layer(layers), recipe.frozen_layers(layers)
+            prompts = _Prompts(job)
+        with clock.measure("weights_in"), ExitStack() as opened:
+            trunk, below = _trunk(job, layer, frozen, DTYPES[precision], config, world)
             if shape.activation_checkpointing:
                 trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             module = PooledStates(trunk, recipe.pooling).train()
-        with training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip) as engine:
+            engine = opened.enter_context(
+                training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip)
+            )
+            trained = opened.pop_all()
+        with trained:
             sampler = BalancedSampler(len(job.seemingly_toxic), len(job.toxic), recipe, job.seed)
-            step = _Step(engine, prompts, sampler, recipe, shape)
+            step = _Step(engine, prompts, sampler, recipe, shape, below)
             with clock.measure("figures"):
-                metrics = _figures(step, "base_")
+                metrics = _figures(step, _base_states(step, job, layer, frozen, precision), "base_")
             progress = run_steps(
                 engine,
                 step,
@@ -97,7 +102,7 @@ def run_dcr(
                 should_stop=should_stop,
             )
             with clock.measure("figures"):
-                metrics |= _figures(step, "")
+                metrics |= _figures(step, step.states(prompts.measured), "")
             with clock.measure("export"):
                 write_trunk(engine, trunk, layer, layers, Path(job.output_dir))
             if world.rank == 0:
@@ -107,17 +112,44 @@ def run_dcr(
 
 
 class _Prompts:
-    """Token ids of the job's prompts, each cut to the recipe's limit at its beginning, where templates say least."""
+    """Token ids of the job's prompts, each cut to the recipe's limit at its beginning, where templates say least.
 
-    def __init__(self, job: DcrJob, tokenizer: Any):
+    `parts` are those that the figures are computed on: training prompts and held-out ones, seemingly toxic and toxic.
+    """
+
+    def __init__(self, job: DcrJob):
         limit = job.recipe.max_prompt_tokens
 
-        def ids(texts: Sequence[str]) -> list[list[int]]:
-            return [prompt_ids(tokenizer, text, job.system_prompt)[-limit:] for text in texts]
+        def ids(texts: tuple[str, ...]) -> list[list[int]]:
+            return [ids[-limit:] for ids in prompt_tokens(job.model_dir, texts, job.system_prompt)]
 
         self.seemingly_toxic, self.toxic = ids(job.seemingly_toxic), ids(job.toxic)
-        self.held_out_seemingly_toxic = ids(_spread(job.held_out_seemingly_toxic))
-        self.held_out_toxic = ids(_spread(job.held_out_toxic))
+        held_out = (ids(job.held_out_seemingly_toxic), ids(job.held_out_toxic))
+        self.parts = [_spread(part) for part in (self.seemingly_toxic, self.toxic, *held_out)]
+
+    @property
+    def measured(self) -> list[list[int]]:
+        return [row for part in self.parts for row in part]
+
+
+def _trunk(
+    job: DcrJob, layer: int, frozen: int, dtype: torch.dtype, config: dict[str, Any], world: World
+) -> tuple[Any, FrozenLayers | None]:
+    """The trunk to train, and what gives the states below its first trained layer where those are put in."""
+    if config["zero_optimization"]["stage"] == 3:
+        # Divided over the ranks at load, it cannot be made from whole tensors; frozen layers run at every step.
+        with parameters_divided_at_load(config, world.device):
+            trunk = load_trunk(job.model_dir, layer, dtype)
+        restore_rotary_frequencies(trunk)
+        trunk.layers[:frozen].requires_grad_(False)
+        return trunk, None
+    trunk = fresh_trunk(job.model_dir, layer, dtype, world.device, frozen)
+    if not frozen:
+        return trunk, None
+    lower = fresh_trunk(job.model_dir, frozen, dtype, world.device, frozen)
+    without_frozen_layers(trunk, frozen)
+    identity = (job.model_dir, folder_stamp(job.model_dir), dtype, frozen)
+    return trunk, FrozenLayers(lower, identity, world.device)
 
 
 class _Step:
@@ -130,9 +162,11 @@ class _Step:
         sampler: BalancedSampler,
         recipe: ContrastiveRecipe,
         shape: Shape,
+        below: FrozenLayers | None,
     ):
         self.engine, self.prompts, self.sampler, self.recipe = engine, prompts, sampler, recipe
         self.micro = shape.micro_batch_size
+        self.below = below
 
     def __call__(self, step: int) -> tuple[float, int]:
         seemingly, toxic = self.sampler.batch(step)
@@ -161,12 +195,15 @@ class _Step:
                 engine.backward((part * _of_rank(gradient, [chunk], world.rank)).sum(), last=chunk is chunks[-1])
         return loss.item()
 
-    def states(self, rows: list[list[int]]) -> Tensor:
-        """States [n, width] of any prompts, without gradient, on the CPU of every rank."""
+    def states(self, rows: list[list[int]], layers: int | None = None) -> Tensor:
+        """States [n, width] of any prompts, without gradient, on the CPU of every rank.
+
+        With `layers` those after each of the last so many layers, [n, layers, width].
+        """
         engine, world = self.engine, self.engine.world
         chunks = divide([len(row) for row in rows], world.size, self.micro or FIGURE_ROWS)
         with torch.no_grad():
-            local = torch.cat([engine(self._inputs(rows, [chunk])) for chunk in chunks])
+            local = torch.cat([engine(self._inputs(rows, [chunk]), layers) for chunk in chunks])
         return _in_batch_order(world.all_gather(local), chunks, len(rows)).cpu()
 
     def _inputs(self, rows: list[list[int]], chunks: list[Chunk]) -> list[Packed]:
@@ -174,7 +211,8 @@ class _Step:
         inputs = []
         for chunk in chunks:
             held = [rows[chunk.first if row is None else row] for row in chunk.rows[world.rank]]
-            inputs.append(pack(held, shared_prefix(held, self.recipe.max_prompt_tokens), world.device))
+            states = self.below.states(held) if self.below else None
+            inputs.append(pack(held, shared_prefix(held, self.recipe.max_prompt_tokens), world.device, states))
         return inputs
 
 
@@ -193,17 +231,37 @@ def _of_rank(gradient: Tensor, chunks: list[Chunk], rank: int) -> Tensor:
     return gradient[[row if row is not None else 0 for row in rows]] * kept[:, None]
 
 
-def _figures(step: _Step, prefix: str) -> dict[str, float]:
-    """Held-out separability as the weights are now; nothing where a held-out class has fewer than two prompts."""
-    prompts, recipe = step.prompts, step.recipe
-    held_out = (prompts.held_out_seemingly_toxic, prompts.held_out_toxic)
-    if min(map(len, held_out)) < 2:
+_base_known: dict[Any, dict[int, Tensor]] = {}
+"""Base models' states of the measured prompts [n, width] by layer: trials of all depths ask for them. One base at a time.
+"""
+
+
+def _base_states(step: _Step, job: DcrJob, layer: int, frozen: int, precision: str) -> Tensor:
+    """States of the measured prompts under the base model at `layer`, before the first step.
+
+    All layers up to the deepest that was asked for are measured in one pass, and none of them again.
+    """
+    rows = step.prompts.measured
+    identity = (job.model_dir, folder_stamp(job.model_dir), precision, job.recipe.pooling, tuple(map(tuple, rows)))
+    if identity not in _base_known:
+        _base_known.clear()
+        _base_known[identity] = {}
+    known = _base_known[identity]
+    # Every rank has to take part in the same passes.
+    if step.engine.world.any(layer not in known):
+        states = step.states(rows, layer - frozen)
+        known |= {frozen + 1 + i: states[:, i].clone() for i in range(layer - frozen)}
+    return known[layer]
+
+
+def _figures(step: _Step, states: Tensor, prefix: str) -> dict[str, float]:
+    """Held-out separability from the measured prompts' states; nothing where a held-out class has fewer than two."""
+    parts = step.prompts.parts
+    if min(map(len, parts[2:])) < 2:
         return {}
-    fitted = (_spread(prompts.seemingly_toxic), _spread(prompts.toxic))
-    parts = [*fitted, *held_out]
-    split = step.states([row for part in parts for row in part]).split([len(part) for part in parts])
-    toxic_share = recipe.toxic_per_batch / recipe.batch_size
-    return held_out_figures((split[0], split[1]), (split[2], split[3]), recipe.centering, toxic_share, prefix)
+    split = states.split([len(part) for part in parts])
+    toxic_share = step.recipe.toxic_per_batch / step.recipe.batch_size
+    return held_out_figures((split[0], split[1]), (split[2], split[3]), step.recipe.centering, toxic_share, prefix)
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:

@@ -71,11 +71,16 @@ class TrainingEngine:
             raise StageFailed("diverged", f"the gradient's norm is not finite at step {self.deepspeed.global_steps}")
 
     def full_tensor(self, parameter: nn.Parameter) -> Tensor:
-        """The whole parameter, from its fp32 master where it has one; on every rank, on the rank's device."""
+        """The whole parameter, from its fp32 master where it has one; on every rank, on the rank's device.
+
+        Not to be changed: it may be the parameter's own memory.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
         if parameter.requires_grad and parameter.dtype != torch.float32:
             return safe_get_full_fp32_param(parameter)
+        if not hasattr(parameter, "ds_id"):
+            return parameter.detach()
         with gathered([parameter]):
             return parameter.detach().clone()
 

@@ -15,6 +15,16 @@ Report = Callable[[dict[str, Any]], None]
 """Told of progress on rank 0, about once a second: step, steps, loss, learning_rate."""
 
 
+Leave = Callable[[dict[str, Any], Callable[[], None]], None]
+"""How rank 0 leaves a finished model: told of the tensors that differ from the base, by name, and of a function that
+writes the files. It may call that function later, in another thread, but the stage is not finished before."""
+
+
+def write_at_once(changed: dict[str, Any], write: Callable[[], None]) -> None:
+    """The plain way to leave a model."""
+    write()
+
+
 class StageStopped(DcrError):
     """The stage was asked to stop: its checkpoint is written, and the same job goes on from there."""
 

@@ -31,6 +31,24 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype, packed: bool = Fal
         )
 
 
+def loaded_whole(folder: str | Path, dtype: torch.dtype) -> Any | None:
+    """The whole model for packed rows, or None where the folder lacks some of its tensors."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register_attention()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with without_progress_bars(), _quiet_about_unused_weights():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    return None if found["missing_keys"] else model
+
+
 def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
     """Embeddings, frozen, and layers 1..`layer`. Its output is that of layer `layer`, before any final norm.
 
@@ -82,7 +100,7 @@ def restore_rotary_frequencies(model: nn.Module) -> None:
 
 @contextmanager
 def _quiet_about_unused_weights() -> Iterator[None]:
-    """Layers after l are left out on purpose; transformers would list every one of their tensors."""
+    """What is left out or missing is told by the caller; transformers would list every one of the tensors."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -44,13 +44,17 @@ def plain_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".")
 
 
+def is_adapted(name: str) -> bool:
+    """Whether a parameter of this name is a weight under an adapter."""
+    return name.endswith(".base_layer.weight")
+
+
 def merged_weight(engine: TrainingEngine, model: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
     """W + scaling B A in fp32 for the weight under an adapter, W itself for any other; whole on every rank."""
     weight = engine.full_tensor(parameter)
-    owner, _, leaf = name.rpartition(".base_layer.")
-    if leaf != "weight":
+    if not is_adapted(name):
         return weight
-    layer = model.get_submodule(owner)
+    layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
     pair = (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
     down, up = (engine.full_tensor(matrix).float() for matrix in pair)
     return weight.float() + layer.scaling[ADAPTER] * (up @ down)

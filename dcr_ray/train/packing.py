@@ -48,7 +48,7 @@ class Packed:
     """Rows of one pass: token ids and positions [1, tokens], the shared beginning first, then each row's own tokens.
 
     `starts` says where each given row's own tokens begin, `own` how many there are, in the order in which the rows were
-    given; `lengths` [rows] counts the shared beginning too.
+    given; `lengths` counts the shared beginning too. `states` [1, tokens, width] may stand in for lower layers' output.
     """
 
     input_ids: Tensor
@@ -57,6 +57,7 @@ class Packed:
     starts: tuple[int, ...]
     own: tuple[int, ...]
     groups: tuple[Group, ...]
+    states: Tensor | None = None
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
     @property
@@ -86,8 +87,13 @@ def shared_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
     return shared if shared >= SHORTEST_PREFIX and len(rows) > 1 else 0
 
 
-def pack(rows: Sequence[Sequence[int]], prefix: int, device: torch.device) -> Packed:
-    """Pack rows of token ids that all begin with the same `prefix` tokens; every row has more than those."""
+def pack(
+    rows: Sequence[Sequence[int]], prefix: int, device: torch.device, states: Sequence[Tensor] | None = None
+) -> Packed:
+    """Pack rows of token ids that all begin with the same `prefix` tokens; every row has more than those.
+
+    `states` are those of each row's tokens [tokens, width], where some layer's output is known already.
+    """
     own = [len(row) - prefix for row in rows]
     order = sorted(range(len(rows)), key=lambda row: (-own[row], row))
     ids, positions = list(rows[0][:prefix]), list(range(prefix))
@@ -103,6 +109,7 @@ def pack(rows: Sequence[Sequence[int]], prefix: int, device: torch.device) -> Pa
         tuple(starts),
         tuple(own),
         tuple(_groups([own[row] for row in order], device)),
+        states and torch.cat([states[0][:prefix], *(states[row][prefix:] for row in order)])[None],
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dcr_ray.train.jobs import DcrJob, SftJob
+from dcr_ray.train.jobs import DcrJob, Leave, SftJob, write_at_once
 
 
 def run_training_stage(
-    job: DcrJob | SftJob, report: Callable[[dict[str, Any]], None] = lambda _: None
+    job: DcrJob | SftJob, report: Callable[[dict[str, Any]], None] = lambda _: None, leave: Leave = write_at_once
 ) -> dict[str, Any]:
-    """Run the stage on this rank together with the others. Every rank returns the same results."""
+    """Run the stage on this rank together with the others. Every rank returns the same results.
+
+    `leave` decides when an sft stage's files are written; a dcr stage always writes its own at once.
+    """
     if isinstance(job, DcrJob):
         from dcr_ray.train.dcr import run_dcr
 
         return run_dcr(job, report=report)
     from dcr_ray.train.sft import run_sft
 
-    return run_sft(job, report=report)
+    return run_sft(job, report=report, leave=leave)

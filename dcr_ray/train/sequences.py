@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from dcr_ray.data.chat import pair_ids
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.train.jobs import SftJob
+from dcr_ray.train.tokens import pair_tokens
 
 IGNORED = -100
 """Target of a position without loss."""
@@ -37,15 +37,15 @@ def token_sequence(ids: Sequence[int], prompt_length: int, max_tokens: int, mask
     return TokenSequence(ids, targets, max(0, len(ids) - first))
 
 
-def job_sequences(job: SftJob, tokenizer: Any) -> tuple[list[TokenSequence], list[TokenSequence], int]:
+def job_sequences(job: SftJob) -> tuple[list[TokenSequence], list[TokenSequence], int]:
     """General and safety sequences, and how many were left out because the cut leaves no answer token.
 
     Raises InputError where none is left, or where safety_share asks for safety pairs and there are none.
     """
     recipe = job.recipe
 
-    def sequences(pairs: Sequence[tuple[str, str]]) -> list[TokenSequence]:
-        found = [pair_ids(tokenizer, prompt, response, job.system_prompt) for prompt, response in pairs]
+    def sequences(pairs: tuple[tuple[str, str], ...]) -> list[TokenSequence]:
+        found = pair_tokens(job.model_dir, pairs, job.system_prompt)
         return [token_sequence(ids, length, recipe.max_tokens, recipe.mask_prompt) for ids, length in found]
 
     general, safety = sequences(job.general), sequences(job.safety)

@@ -7,15 +7,18 @@ ranks nor chunks change it. The output head runs only where there is a loss.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcr_ray.data.chat import prompt_ids
 from dcr_ray.evaluate.canary import next_token_logprobs, write_canary
 from dcr_ray.shape import Shape
+from dcr_ray.train.base import fresh_causal_model, model_of
 from dcr_ray.train.checkpoint import remove_checkpoints
 from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
@@ -26,9 +29,9 @@ from dcr_ray.train.engine import (
     parameters_divided_at_load,
     training_engine,
 )
-from dcr_ray.train.export import write_model
+from dcr_ray.train.export import Export
 from dcr_ray.train.head_loss import summed_cross_entropy
-from dcr_ray.train.jobs import Report, SftJob, job_digest
+from dcr_ray.train.jobs import Leave, Report, SftJob, job_digest, write_at_once
 from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.lora import add_adapters
@@ -36,6 +39,7 @@ from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
 from dcr_ray.train.precision import DTYPES, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
+from dcr_ray.train.tokens import tokenizer_of
 from dcr_ray.train.trunk import overlay_trunk, read_trunk
 from dcr_ray.train.world import World, joined_world
 
@@ -65,8 +69,11 @@ def run_sft(
     world: World | None = None,
     report: Report = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    leave: Leave = write_at_once,
 ) -> dict[str, Any]:
     """Fine-tune on this rank together with the others, and write a Hugging Face folder with canary.json (rank 0).
+
+    `leave` is told on rank 0 of the tensors that differ from the base and of the function that writes the folder.
 
     Returns the same on every rank: losses of the steps in nats per answer token, steps, tokens (without padding),
     seconds, metrics, notes. Raises InputError for pairs or a trunk that cannot be used, StageFailed where training
@@ -75,30 +82,29 @@ def run_sft(
     clock = Clock()
     output_dir = Path(job.output_dir)
     with joined_world(world) as world, memory_failures(world):
-        from transformers import AutoTokenizer
-
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
         config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
-        with clock.measure("load"):
-            tokenizer = AutoTokenizer.from_pretrained(job.model_dir, local_files_only=True)
-            general, safety, dropped = job_sequences(job, tokenizer)
+        with clock.measure("data"):
+            tokenizer = tokenizer_of(job.model_dir)
+            general, safety, dropped = job_sequences(job)
             sequences = [*general, *safety]
             lengths = [len(sequence.ids) for sequence in sequences]
             plan = batch_plan(lengths, len(general), recipe.safety_share, recipe.epochs, recipe.batch_size, job.seed)
-            with parameters_divided_at_load(config, world.device):
-                model = load_causal_model(job.model_dir, DTYPES[precision], packed=True)
-            restore_rotary_frequencies(model)
+        with clock.measure("weights_in"), ExitStack() as opened:
             trunk = read_trunk(job.trunk_dir) if job.trunk_dir else {}
-            overlay_trunk(model, trunk, job.trunk_dir or "")
-            if recipe.lora:
-                add_adapters(model, recipe.lora, job.seed)
+            model = _model(job, DTYPES[precision], config, world, trunk)
             if shape.activation_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             module = AnswerLoss(model).train()
-        with training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip) as engine:
+            engine = opened.enter_context(
+                training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip)
+            )
+            trained = opened.pop_all()
+        with trained:
             if not recipe.lora:
                 engine.set_masters({f"model.{name}": tensor for name, tensor in trunk.items()})
+            overlaid = frozenset(trunk)
             del trunk
 
             def forward_backward(step: int) -> tuple[float, int]:
@@ -119,14 +125,18 @@ def run_sft(
                 should_stop=should_stop,
             )
             with clock.measure("export"):
-                write_model(engine, model, tokenizer, DTYPES[precision], output_dir)
+                export = Export(engine, model, tokenizer, DTYPES[precision], output_dir, overlaid)
         del model, module, engine
+
+        def write() -> None:
+            export.write()
+            _write_canary(job, tokenizer, world.device)
+            remove_checkpoints(output_dir)
+
         with clock.measure("export"):
             if world.rank == 0:
-                _write_canary(job, tokenizer, world.device)
+                leave(export.changed, write)
             world.barrier()
-        if world.rank == 0:
-            remove_checkpoints(output_dir)
         notes = [f"computed in {precision}"]
         if dropped:
             pairs = dropped + len(sequences)
@@ -139,6 +149,21 @@ def run_sft(
             "sft_safety_share": safety_drawn / sum(map(len, plan)),
         }
         return results(progress, clock, metrics, notes)
+
+
+def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World, trunk: dict[str, Tensor]) -> Any:
+    """The base with the trunk's tensors and, where the recipe says so, adapters."""
+    if config["zero_optimization"]["stage"] == 3:
+        with parameters_divided_at_load(config, world.device):
+            model = load_causal_model(job.model_dir, dtype, packed=True)
+        restore_rotary_frequencies(model)
+    else:
+        # Under adapters only the trunk's tensors change; all others may stay the kept model's own.
+        model = fresh_causal_model(job.model_dir, dtype, world.device, trunk.keys() if job.recipe.lora else None)
+    overlay_trunk(model, trunk, job.trunk_dir or "")
+    if job.recipe.lora:
+        add_adapters(model, job.recipe.lora, job.seed)
+    return model
 
 
 def batch_loss_and_backward(engine: TrainingEngine, batch: list[TokenSequence], shape: Shape) -> float:
@@ -180,9 +205,12 @@ def _write_canary(job: SftJob, tokenizer: Any, device: torch.device) -> None:
     Always in fp32, whatever the training's precision: an engine in fp32 is then held to a thousandth of a nat.
     """
     folder = Path(job.output_dir)
-    model = load_causal_model(folder, torch.float32).eval()
-    size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
-    if device.type == "cuda" and size < 0.8 * torch.cuda.mem_get_info(device)[0]:
-        model = model.to(device)
+    weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    size = sum(tensor.numel() for tensor in weights.values()) * torch.float32.itemsize
+    on_gpu = device.type == "cuda" and size < 0.8 * torch.cuda.mem_get_info(device)[0]
+    place = device if on_gpu else torch.device("cpu")
+    model = model_of(job.model_dir, weights, torch.float32, place)
+    if model is None:
+        model = load_causal_model(folder, torch.float32).eval().to(place)
     prompts = [prompt_ids(tokenizer, prompt, job.system_prompt) for prompt in job.canary_prompts]
     write_canary(folder, next_token_logprobs(model, prompts))

@@ -30,9 +30,28 @@ class PooledStates(nn.Module):
         self.trunk = trunk
         self.pooling = pooling
 
-    def forward(self, chunks: Sequence[Packed]) -> Tensor:
-        """Chunks of packed prompts -> states [all prompts, width] in fp32, in the order of the chunks' rows."""
-        return torch.cat([self._pool(packed_states(self.trunk, chunk), chunk) for chunk in chunks])
+    def forward(self, chunks: Sequence[Packed], layers: int | None = None) -> Tensor:
+        """Chunks of packed prompts -> states [all prompts, width] in fp32, in the order of the chunks' rows.
+
+        With `layers` the states after each of the last so many layers, [all prompts, layers, width].
+        """
+        if layers is None:
+            return torch.cat([self._pool(packed_states(self.trunk, chunk), chunk) for chunk in chunks])
+        outputs: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(
+                lambda _, __, output: outputs.append(output if isinstance(output, Tensor) else output[0])
+            )
+            for layer in self.trunk.layers[-layers:]
+        ]
+        pooled = []
+        for chunk in chunks:
+            packed_states(self.trunk, chunk)
+            pooled.append(torch.stack([self._pool(output[0], chunk) for output in outputs], 1))
+            outputs.clear()
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(pooled)
 
     def _pool(self, states: Tensor, chunk: Packed) -> Tensor:
         rows = list(zip(chunk.starts, chunk.own, strict=True))
