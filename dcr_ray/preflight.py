@@ -21,7 +21,7 @@ from dcr_ray.judges.open import judge_problems
 from dcr_ray.judges.run import ANSWERS_FILE, identities_of
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.machine import Machine, this_machine
-from dcr_ray.planning.needs import disk_bytes, memory_problems
+from dcr_ray.planning.needs import disk_bytes, memory_problems, settled_groups, with_groups
 from dcr_ray.stages import StudyInputs
 from dcr_ray.study import StudySpec
 from dcr_ray.tracking.destination import check_tracking_uri, default_tracking_uri
@@ -30,7 +30,7 @@ from dcr_ray.weights.resolve import default_cache_dir, model_identity, resolve
 
 @dataclass(frozen=True)
 class Ready:
-    """A study that can start: its folders and what its stages read."""
+    """A study that can start: its folders and what its stages read. `spec` has its worker groups settled."""
 
     spec: StudySpec
     study_dir: Path
@@ -113,6 +113,7 @@ def preflight(
     except InputError as error:
         problems += [Problem(f"model ({p.where})", p.found, p.allowed, p.fix) for p in error.problems]
     if card is not None:
+        spec = with_groups(spec, settled_groups(spec, card, machine))
         if machine is not None:
             problems += memory_problems(spec, card, machine)
         problems += _disk_problems(spec, card, root)

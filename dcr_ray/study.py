@@ -155,7 +155,11 @@ class EvaluationSpec(_Section):
 class Resources(_Section):
     """What Ray reserves. None is filled from the machine or cluster."""
 
-    worker_groups: int = Field(1, ge=1)
+    worker_groups: int | None = Field(
+        None,
+        ge=1,
+        description="none: on a machine without GPUs as many as cores, memory and search.concurrent allow, else one",
+    )
     engines: int = Field(1, ge=1)
     cpus_per_rank: float = Field(1, gt=0)
     gpus_per_rank: float | None = Field(None, ge=0)

@@ -142,14 +142,14 @@ def cpus_needed(spec: StudySpec) -> float:
     """CPUs that Ray reserves for the study's groups and engines."""
     resources = spec.resources
     return (
-        resources.worker_groups * spec.shape.ranks * resources.cpus_per_rank
+        (resources.worker_groups or 1) * spec.shape.ranks * resources.cpus_per_rank
         + resources.engines * resources.cpus_per_engine
     )
 
 
 def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resources:
     """The study's resources with what it left open filled in. Raises InputError where the cluster has too little."""
-    resources, ranks = spec.resources, spec.shape.ranks * spec.resources.worker_groups
+    resources, ranks = spec.resources, spec.shape.ranks * (spec.resources.worker_groups or 1)
     cores = os.cpu_count() or 1
     gpus_per_rank = resources.gpus_per_rank if resources.gpus_per_rank is not None else float(cluster.gpus > 0)
     gpus_per_engine = resources.gpus_per_engine if resources.gpus_per_engine is not None else float(cluster.gpus > 0)

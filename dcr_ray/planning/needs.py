@@ -15,6 +15,26 @@ LONGEST_PROMPT_TOKENS = 96
 """What a DCR prompt is reckoned at; single-sentence prompts with a template are shorter."""
 
 
+def settled_groups(spec: StudySpec, card: ModelCard, machine: Machine | None) -> int:
+    """The number of worker groups that the study says, or the one that this machine is best used with.
+
+    On a CPU two groups of one thread do more than one group of two: small operations hardly gain from a second thread,
+    and a thread that waits for a core holds up its whole pass. So there is one group for every `shape.ranks` cores, at
+    most one for every concurrent trial, and fewer where memory is short. A GPU is never shared unasked.
+    """
+    if spec.resources.worker_groups is not None or machine is None or machine.gpus:
+        return spec.resources.worker_groups or 1
+    groups = max(1, min(machine.cores // spec.shape.ranks, spec.search.concurrent))
+    while groups > 1 and memory_problems(with_groups(spec, groups), card, machine):
+        groups -= 1
+    return groups
+
+
+def with_groups(spec: StudySpec, groups: int) -> StudySpec:
+    """The study with its number of worker groups settled."""
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"worker_groups": groups})})
+
+
 def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryNeed]:
     """The largest training stage of each worker group, and each engine: all of them are up at once."""
     shape, recipe = spec.shape, spec.base_recipe()
@@ -32,7 +52,7 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
     cached_tokens = spec.resources.kv_cache_mib * 2**20 // max(1, kv_bytes_per_token(card, bf16))
     sequences = max(1, cached_tokens // spec.evaluation.max_model_tokens)
     engine = engine_memory(card, sequences, spec.evaluation.max_model_tokens, "bfloat16" if bf16 else "float32", device)
-    return [largest] * spec.resources.worker_groups + [engine] * spec.resources.engines
+    return [largest] * (spec.resources.worker_groups or 1) + [engine] * spec.resources.engines
 
 
 def memory_problems(spec: StudySpec, card: ModelCard, machine: Machine) -> list[Problem]:
@@ -48,7 +68,7 @@ def disk_bytes(spec: StudySpec, card: ModelCard) -> int:
     """Room for every trial's model and refined layers in fp32, and one checkpoint to resume from per worker group."""
     model = 4 * card.parameters
     trials = spec.search.trials
-    return (trials + 1) * model + trials * model // 2 + spec.resources.worker_groups * 3 * model
+    return (trials + 1) * model + trials * model // 2 + (spec.resources.worker_groups or 1) * 3 * model
 
 
 def kv_bytes_per_token(card: ModelCard, bf16: bool) -> int:

@@ -59,9 +59,9 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     memory, disk, model, data = {}, 0, {}, {}
     if ready is not None:
         card = ready.inputs.card
-        for need in memory_needs(spec, card, on_gpu=machine.gpus > 0):
+        for need in memory_needs(ready.spec, card, on_gpu=machine.gpus > 0):
             memory[need.what] = memory.get(need.what, 0) + max(need.rank_bytes, need.host_bytes)
-        disk = disk_bytes(spec, card)
+        disk = disk_bytes(ready.spec, card)
         model = {
             "name": spec.model,
             "layers": card.layers,

@@ -47,7 +47,7 @@ class Crew:
         ).remote()
         ray.get(self.broker.events.remote())
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        for index in range(self._resources.worker_groups):
+        for index in range(self._resources.worker_groups or 1):
             self._groups.append(WorkerGroup(self._group_settings(f"group-{index}", stamp)))
         for index in range(self._resources.engines):
             settings = self._engine_settings(f"engine-{index}")
