@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "auto"]
 
+HEAD_BUFFER_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
+"""What the logits of some tokens may take at a time in the SFT loss, fp32. On a CPU a cache should hold them."""
+
 
 class Shape(BaseModel):
     """Ranks, memory savings and precision of a training stage."""

@@ -78,7 +78,7 @@ def test_a_prefix_is_shared_only_where_it_pays_and_leaves_every_row_a_token():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("cap", [None, 2.0])
 def test_the_heads_loss_and_gradients_are_those_of_cross_entropy(chunk_rows, bias, cap, monkeypatch):
-    monkeypatch.setitem(head_loss.CHUNK_BYTES, "cpu", chunk_rows * 50 * 4)
+    monkeypatch.setitem(head_loss.HEAD_BUFFER_BYTES, "cpu", chunk_rows * 50 * 4)
     torch.manual_seed(0)
     head = nn.Linear(16, 50, bias=bias)
     states = torch.randn(11, 16, requires_grad=True)

@@ -16,7 +16,7 @@ from typing import Literal
 from dcr_ray.errors import Problem
 from dcr_ray.models import FAMILIES, ModelCard
 from dcr_ray.recipe import LoraRecipe
-from dcr_ray.shape import Shape
+from dcr_ray.shape import HEAD_BUFFER_BYTES, Shape
 
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
@@ -251,8 +251,12 @@ def _training(
     kept = layer_activation_bytes(card, dtype)
     recomputed = item * card.hidden_size * layers + kept
     activations = positions * (recomputed if shape.activation_checkpointing else kept * layers)
-    # The logits in the working dtype, their float32 log-probabilities and the float32 gradient.
-    logits = positions * card.vocabulary * (item + 4 + 4) if with_logits else 0
+    logits = 0
+    if with_logits:
+        # A buffer of float32 logits that becomes their gradient, its copy in bf16, and the head's gradient in float32.
+        buffer = min(positions * card.vocabulary * 4, HEAD_BUFFER_BYTES[need.device])
+        head = 4 * card.embedding_parameters if trained == card.parameters else 0
+        logits = buffer * (3 if half else 2) // 2 + head
     offloaded = 0
     if shape.offload_optimizer and need.device == "cuda":
         # As DeepSpeed estimates it, buffers included; gradients follow the optimizer to the host.

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
-"""Size of the buffer, fp32. On a CPU the softmax's passes over it should find it in a cache."""
+from dcr_ray.shape import HEAD_BUFFER_BYTES
 
 
 def summed_cross_entropy(states: Tensor, head: nn.Linear, targets: Tensor, softcap: float | None = None) -> Tensor:
@@ -31,7 +30,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
         count, vocabulary = len(states), len(weight)
-        rows = max(1, min(count, CHUNK_BYTES.get(states.device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary)))
+        rows = max(1, min(count, HEAD_BUFFER_BYTES[states.device.type] // (4 * vocabulary)))
         buffer = torch.empty(rows, vocabulary, device=states.device, dtype=torch.float32)
         total = states.new_zeros((), dtype=torch.float32)
         gradients = [
