@@ -1,14 +1,19 @@
 """The time ledger: the named parts that a trial's wall clock is made of, and how they are counted.
 
 A trial's wall runs from the moment when the search asks for it until the search tells how it ended, by the driver's
-clock alone. The parts come from elsewhere: the coordinator's pauses and round trips by its own clock, the queue by the
-broker's, the work by each stage's. So their sum is a check: what is missing, or too much, is `unaccounted`. Missing is
-what passes between two clocks: the messages of the coordinator to the broker and back.
+clock alone. The parts come from elsewhere: pauses and round trips from the coordinator's clock, the queue and a
+worker's hold of a stage from the broker's, the work from the stage's own. So their sum is a check of the whole: what is
+missing is `unaccounted`, and so, below zero, is what was counted twice or does not fit into what encloses it.
 
-Only durations within one process are added up. The way from the driver to the coordinator and back lies between two
-processes; on one host they read the same monotonic clock. On two hosts neither way can be told alone, so `start` is
-then the driver's duration less the coordinator's, with the way back in it. A trial that a killed driver left has the
-wall and the parts of the driver that ended it; what earlier runs of a stage did up to its checkpoint is left out.
+Only durations within one process are taken: a stage lies within its worker's hold, that within the round trip, and
+what a longer one has beyond the shorter is a figure of its own (`idle/handover`, `queue/messages`). The way from the
+driver to the coordinator and back lies between two processes; on one host they read the same monotonic clock. On two
+hosts neither way can be told alone, so `start` is then the driver's duration less the coordinator's, with the way back
+in it.
+
+A stage's figures on held-out data count as `forward_backward`, its export as `checkpoint`; scored pairs and refusal
+probabilities as `prefill`. A trial that a killed driver left has the wall and the parts of the driver that ended it;
+what an earlier run of a stage did up to its checkpoint is left out.
 
 It does not know what a stage computes, nor which worker did.
 """
@@ -24,7 +29,7 @@ from typing import Any
 
 PARTS = {
     "start": "from the ask until the first stage is asked for: sampling, Tune, the coordinator's process",
-    "queue": "waiting for a free worker, and for attempts of a worker that died",
+    "queue": "waiting for the broker and for a free worker, and for attempts of a worker that died",
     "data": "tokens and batch plans",
     "weights_in": "the model built, base weights and trunk put in, the training engine made",
     "forward_backward": "forward and backward passes, and the forward passes of held-out figures",
@@ -41,6 +46,7 @@ PARTS = {
 
 WITHIN = {
     "queue/awaited": "a stage that another trial had under way",
+    "queue/messages": "a stage's way to the broker and back, and the broker's being busy",
     "idle/cache": "looking up stages that were finished",
     "idle/failed": "a stage that ended without a result; its own clock was lost with it",
     "idle/handover": "a worker had the stage while the stage's own clock did not run: its record, messages",
@@ -137,7 +143,7 @@ class TimeLine:
         return passed
 
     def answered(self, answer: Mapping[str, Any]) -> None:
-        """End the lap of a stage's round trip: what the broker's answer says of it, and nothing for the rest.
+        """End the lap of a stage's round trip, and divide it by what the broker's answer says of it.
 
         `answer` has `queued` and `worked` seconds where this trial's submission was the first, `awaited` seconds where
         another's was under way, and none of them where the stage was finished; `record`, if there is one.
@@ -145,8 +151,10 @@ class TimeLine:
         passed = self.lap()
         if "awaited" in answer:
             self.add("queue/awaited", answer["awaited"])
+            self._messages(passed - answer["awaited"])
         elif "queued" in answer:
             self.add("queue", answer["queued"])
+            self._messages(passed - answer["queued"] - answer["worked"])
             if "record" in answer:
                 ledger = stage_ledger(answer["record"].results.get("seconds", {}))
                 for part, seconds in ledger.items():
@@ -156,6 +164,10 @@ class TimeLine:
                 self.add("idle/failed", answer["worked"])
         elif "record" in answer:
             self.add("idle/cache", passed)
+
+    def _messages(self, seconds: float) -> None:
+        if seconds > 0:
+            self.add("queue/messages", seconds)
 
     def sent(self) -> dict[str, Any]:
         """What goes to the driver: the seconds so far, the coordinator's own duration, and when this was."""

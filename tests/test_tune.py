@@ -140,15 +140,15 @@ def test_the_parts_of_every_trial_add_up_to_its_wall_clock(tmp_path, cluster):
     for trial in trials:
         assert trial.wall == pytest.approx(accounted(trial.ledger) + trial.unaccounted)
         assert min(trial.ledger.values()) >= 0 and trial.ledger["start"] > 0 and trial.ledger["tracking"] > 0
-        # Trials here last a tenth of a second: on a busy machine one late message is a large share of that.
-        assert -0.01 < trial.unaccounted < 0.3 + 0.02 * trial.wall, trial.ledger
+        # Trials here last a tenth of a second, in which a busy machine may keep the driver waiting between two clocks.
+        assert abs(trial.unaccounted) < 0.05 + 0.02 * trial.wall, trial.ledger
         if trial.state == "failed":
             assert trial.ledger["idle/failed"] > 0.02
         else:
             trained = [stage for stage in trial.stages if stage.name in ("dcr", "sft")]
             assert trial.ledger["forward_backward"] == pytest.approx(0.02 * len(trained))
             assert {stage.worker for stage in trained} == {"train"}
-    assert sum(trial.unaccounted for trial in trials) < 0.1 * sum(trial.wall for trial in trials)
+    assert sum(trial.unaccounted for trial in trials) < 0.02 * sum(trial.wall for trial in trials)
 
 
 def test_a_trial_that_waits_for_anothers_stage_says_so_in_its_queue(tmp_path, cluster):
