@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcr_ray.report.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, legend_above, light_sheet, printable
+from dcr_ray.report.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    legend_above,
+    light_sheet,
+    printable,
+)
 from dcr_ray.time_ledger import PARTS
 from dcr_ray.trial import Trial
 

@@ -83,7 +83,9 @@ def _workers(trials: Sequence[Trial]) -> list[str]:
     ]
     if busy := busy_seconds(trials):
         rows = ["| worker | stages' seconds | share of the time that passed |", "|---|--:|--:|"]
-        rows += [f"| {escape_markdown(name)} | {seconds:.1f} | {seconds / span:.1%} |" for name, seconds in busy.items()]
+        rows += [
+            f"| {escape_markdown(name)} | {seconds:.1f} | {seconds / span:.1%} |" for name, seconds in busy.items()
+        ]
         lines.append("\n".join(rows))
     return lines
 
