@@ -49,6 +49,7 @@ WITHIN = {
     "queue/messages": "a stage's way to the broker and back, and the broker's being busy",
     "idle/cache": "looking up stages that were finished",
     "idle/failed": "a stage that ended without a result; its own clock was lost with it",
+    "idle/unnamed": "what a stage's own clock saw and gave no name",
     "idle/handover": "a worker had the stage while the stage's own clock did not run: its record, messages",
     "idle/held": "a finished trial that waits for the baseline's figures",
 }
@@ -157,9 +158,10 @@ class TimeLine:
             self._messages(passed - answer["queued"] - answer["worked"])
             if "record" in answer:
                 ledger = stage_ledger(answer["record"].results.get("seconds", {}))
+                self.add("idle/handover", max(0.0, answer["worked"] - accounted(ledger)))
+                self.add("idle/unnamed", ledger.pop("idle"))
                 for part, seconds in ledger.items():
                     self.add(part, seconds)
-                self.add("idle/handover", max(0.0, answer["worked"] - accounted(ledger)))
             else:
                 self.add("idle/failed", answer["worked"])
         elif "record" in answer:

@@ -135,6 +135,7 @@ def test_a_time_line_adds_up_to_the_wall_clock(hands):
         "forward_backward": 5.0,
         "optimizer": 1.0,
         "idle": 1.75,
+        "idle/unnamed": 1.0,
         "idle/handover": 0.5,
         "idle/cache": 0.25,
         "judge": 2.0,

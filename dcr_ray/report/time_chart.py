@@ -62,6 +62,7 @@ def draw_time(trials: Sequence[Trial], path: Path) -> Path | None:
                 axes.barh(range(len(shown)), lengths, left=lefts, height=0.72, color=_COLOURS[part], label=part)
             lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
         axes.set_yticks(range(len(shown)), [printable(trial.name[:24]) for trial in shown], fontsize=8)
+        axes.set_xlim(0, 1.03 * top / divisor)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel(
             f"{unit} of wall clock" + ("" if len(shown) == len(ended) else f", the {len(shown)} longest trials")
@@ -72,4 +73,5 @@ def draw_time(trials: Sequence[Trial], path: Path) -> Path | None:
 
 
 def _length(trial: Trial, part: str) -> float:
-    return max(0.0, trial.unaccounted if part == "unaccounted" else trial.ledger.get(part, 0.0))
+    # A ledger is kept to 0.1 ms a part; what rounding leaves is no finding.
+    return max(0.0, round(trial.unaccounted, 2) if part == "unaccounted" else trial.ledger.get(part, 0.0))

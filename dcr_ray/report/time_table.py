@@ -66,7 +66,7 @@ def _table(trials: Sequence[Trial]) -> list[str]:
     rows.append(_row("wall clock", wall, wall, f"{counted(len(ended), 'trial')}, each from its ask to its end"))
     return [
         "\n".join(rows),
-        f"Largest unaccounted share of a trial: {worst.unaccounted / worst.wall:.1%} of {duration(worst.wall)}, "
+        f"Largest unaccounted share of a trial: {worst.unaccounted / worst.wall:z.1%} of {duration(worst.wall)}, "
         f"{escape_markdown(worst.name)}. Trials overlap, so these seconds are more than the study's own.",
     ]
 
@@ -91,4 +91,4 @@ def _workers(trials: Sequence[Trial]) -> list[str]:
 
 
 def _row(name: str, seconds: float, wall: float, meaning: str) -> str:
-    return f"| {name} | {seconds:.1f} | {seconds / wall:.1%} | {meaning} |"
+    return f"| {name} | {seconds:z.1f} | {seconds / wall:z.1%} | {meaning} |"
