@@ -3,8 +3,8 @@
     python benchmarks/overhead.py quickstart --storage runs
 
 Reads a finished study; runs nothing. The last line is one JSON object: seconds by part over all trials, the share of
-the wall clock that no part names, and the overhead, which is `start`, `tracking`, `idle` less what failed or waited for
-the baseline, messages to the broker and what is unaccounted. Its median leaves out the first trial, which also waits
+the wall clock that no part names, and the overhead, which is `start`, `tracking`, messages to the broker, what is
+unaccounted, and `idle` less what belongs to a stage or waited for the baseline. Its median leaves out the first trial, which also waits
 for processes to start, and trials without a result.
 """
 
@@ -47,8 +47,8 @@ def main() -> None:
 def overhead(trial: Trial) -> float:
     """Seconds of a trial that are neither a stage's work nor waiting for a worker or for another trial."""
     parts = trial.ledger
-    waited = parts.get("idle/failed", 0.0) + parts.get("idle/held", 0.0)
-    own = parts["start"] + parts["tracking"] + parts["idle"] - waited
+    elsewhere = sum(parts.get(f"idle/{name}", 0.0) for name in ("failed", "held", "unnamed"))
+    own = parts["start"] + parts["tracking"] + parts["idle"] - elsewhere
     return own + parts.get("queue/messages", 0.0) + trial.unaccounted
 
 
