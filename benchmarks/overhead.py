@@ -1,22 +1,22 @@
-"""Where a trial's time went: its stages, its waiting for a worker, and the rest, which is what the system itself costs.
+"""Where the time of a study went: the time ledger of each trial, and what the system itself costs.
 
     python benchmarks/overhead.py quickstart --storage runs
 
-Reads a finished study; runs nothing. The last line is one JSON object. Stages' seconds are their own clocks, waiting is
-the broker's, and the rest is the trial's wall clock (Optuna's) less both. Trials with stages from the cache are left
-out.
+Reads a finished study; runs nothing. The last line is one JSON object: seconds by part over all trials, the share of
+the wall clock that no part names, and the overhead, which is `start`, `tracking`, messages to the broker, what is
+unaccounted, and `idle` less what belongs to a stage or waited for the baseline. Its median leaves out the first trial, which also waits
+for processes to start, and trials without a result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
-from datetime import datetime
-from pathlib import Path
 from statistics import median
 
 from dcr_ray.api import Study
+from dcr_ray.time_ledger import PARTS, summed, unaccounted
+from dcr_ray.trial import Trial
 
 
 def main() -> None:
@@ -24,35 +24,32 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--storage", default="runs")
     options = parser.parse_args()
-    trials = Study.open(options.study, options.storage).results().trials
-    waited = queued_seconds(Path(options.storage) / options.study / "tracking.jsonl")
-    rows = []
+    trials = [trial for trial in Study.open(options.study, options.storage).results().trials if trial.wall]
+    print(f"{'trial':6} {'wall':>8} {'overhead':>8}  parts of 1 % and more, seconds")
     for trial in trials:
-        if trial.state != "complete" or any(stage.cached for stage in trial.stages):
-            continue
-        wall = (datetime.fromisoformat(trial.ended) - datetime.fromisoformat(trial.started)).total_seconds()
-        stages = sum(trial.seconds.values())
-        rest = wall - stages - waited[trial.name]
-        rows.append({"trial": trial.name, "wall": wall, "stages": stages, "waited": waited[trial.name], "rest": rest})
-        print(
-            f"{trial.name:6} wall {wall:7.1f} s  stages {stages:7.1f} s  "
-            f"waited {waited[trial.name]:6.1f} s  rest {rest:5.1f} s"
+        parts = "  ".join(
+            f"{part} {trial.ledger[part]:.1f}" for part in PARTS if trial.ledger[part] >= 0.01 * trial.wall
         )
-    later = [row["rest"] for row in rows[1:]]
-    print(
-        json.dumps({"trials": len(rows), "median_rest_seconds_after_first": round(median(later), 2) if later else None})
-    )
+        print(f"{trial.name:6} {trial.wall:8.1f} {overhead(trial):8.2f}  {parts}")
+    ledger, wall = summed(trial.ledger for trial in trials), sum(trial.wall for trial in trials)
+    later = [overhead(trial) for trial in trials[1:] if trial.state == "complete"]
+    found = {
+        "trials": len(trials),
+        "wall": round(wall, 2),
+        "parts": {name: round(seconds, 2) for name, seconds in ledger.items()},
+        "unaccounted": round(unaccounted(ledger, wall), 2),
+        "largest_unaccounted_share": max((round(abs(t.unaccounted) / t.wall, 5) for t in trials), default=None),
+        "median_overhead_seconds_after_first": round(median(later), 2) if later else None,
+    }
+    print(json.dumps(found))
 
 
-def queued_seconds(spool: Path) -> dict[str, float]:
-    """Seconds that each trial's stages waited for a worker, from the study's tracking spool."""
-    waited: dict[str, float] = defaultdict(float)
-    for line in spool.read_text().splitlines():
-        event = json.loads(line)
-        values = event.get("values") or event.get("metrics") or {}
-        if "queued_seconds" in values:
-            waited[event["uid"].split("/")[0]] += values["queued_seconds"]
-    return waited
+def overhead(trial: Trial) -> float:
+    """Seconds of a trial that are neither a stage's work nor waiting for a worker or for another trial."""
+    parts = trial.ledger
+    elsewhere = sum(parts.get(f"idle/{name}", 0.0) for name in ("failed", "held", "unnamed"))
+    own = parts["start"] + parts["tracking"] + parts["idle"] - elsewhere
+    return own + parts.get("queue/messages", 0.0) + trial.unaccounted
 
 
 if __name__ == "__main__":

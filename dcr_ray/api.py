@@ -38,7 +38,9 @@ class Results:
     stopped: str | None = None
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a trial: name, role, state, feasible, reason, then `params.*`, `metrics.*` and `seconds.*`."""
+        """One row a trial: name, role, state, feasible, reason, wall, unaccounted, then `params.*`, `metrics.*`,
+        `seconds.*` (of each stage) and `ledger.*` (of each part of the wall clock).
+        """
         import pandas
 
         rows = []
@@ -46,7 +48,8 @@ class Results:
             row: dict[str, Any] = {
                 name: getattr(trial, name) for name in ("name", "role", "state", "feasible", "reason")
             }
-            for group in ("params", "metrics", "seconds"):
+            row |= {"wall": trial.wall, "unaccounted": trial.unaccounted}
+            for group in ("params", "metrics", "seconds", "ledger"):
                 row |= {f"{group}.{name}": value for name, value in getattr(trial, group).items()}
             rows.append(row | {"checkpoint": self.checkpoint(trial) if trial.stages else None})
         return pandas.DataFrame(rows)

@@ -17,6 +17,7 @@ from dcr_ray.recipe import Recipe
 from dcr_ray.report.leaderboard import leaderboard
 from dcr_ray.report.progress import RunningStage, Snapshot
 from dcr_ray.study import RATES, StudySpec
+from dcr_ray.time_ledger import summed, unaccounted
 from dcr_ray.tracking import STUDY_UID, Tracker
 from dcr_ray.trial import StageView, Trial
 
@@ -106,7 +107,8 @@ class Observer:
             {
                 f"trials/{state}": float(sum(t.state == state for t in trials))
                 for state in ("complete", "pruned", "failed")
-            },
+            }
+            | _time_figures(trials),
         )
         self._tracker.end(STUDY_UID, "killed" if interrupted else "finished")
 
@@ -159,7 +161,8 @@ class Observer:
     def _mirror_end(self, trial: Trial) -> None:
         if trial.state not in ("complete", "pruned", "failed"):
             return
-        numbers = {**trial.metrics, **{f"seconds/{stage}": value for stage, value in trial.seconds.items()}}
+        seconds = {f"seconds/{stage}": value for stage, value in trial.seconds.items()}
+        numbers = {**trial.metrics, **seconds, **_time_figures([trial])}
         self._tracker.metrics(trial.name, numbers)
         tags = {"dcr.state": trial.state, "dcr.feasible": str(trial.feasible).lower(), "dcr.reason": trial.reason or ""}
         self._tracker.tags(trial.name, tags)
@@ -174,6 +177,16 @@ class Observer:
         if sample:
             self._tracker.text(trial.name, sample, "generations.md")
         self._tracker.end(trial.name, {"complete": "finished", "pruned": "killed", "failed": "failed"}[trial.state])
+
+
+def _time_figures(trials: list[Trial]) -> dict[str, float]:
+    """The time ledger of these trials together, without those that have none."""
+    ended = [trial for trial in trials if trial.wall is not None]
+    if not ended:
+        return {}
+    ledger, wall = summed(trial.ledger for trial in ended), sum(trial.wall for trial in ended)
+    whole = {"wall": wall, "unaccounted": unaccounted(ledger, wall)}
+    return {f"time/{name}": seconds for name, seconds in {**ledger, **whole}.items()}
 
 
 def _generation_sample(trial: Trial) -> str | None:

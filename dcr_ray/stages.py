@@ -309,9 +309,8 @@ def run_stages(tasks: list[StageTask], submit: Submit, after: After) -> dict[str
             # The figures of a trial are those of its first judge.
             outcome["metrics"] |= record.results.get("metrics", {})
         outcome["seconds"][task.stage] = outcome["seconds"].get(task.stage, 0.0) + record.seconds
-        outcome["stages"].append(
-            {"name": task.stage, "key": record.key, "path": record.path, "seconds": record.seconds, "cached": cached}
-        )
+        stage = {"name": task.stage, "key": record.key, "path": record.path, "seconds": record.seconds}
+        outcome["stages"].append(stage | {"cached": cached, "worker": record.ran.get("worker")})
         after(task, record, outcome)
     return outcome
 

@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dcr_ray.recipe import Recipe
+from dcr_ray.time_ledger import unaccounted
 
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of a trial: its record's key and directory, its seconds of work, and whether the cache had it."""
+    """One stage of a trial: its record's key and directory, its seconds of work, if the cache had it, and who ran it."""
 
     name: str
     key: str
     path: str
     seconds: float
     cached: bool
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Trial:
     """`params` holds only the searched coordinates, `recipe` everything; `metrics` is flat.
 
     A rate called `compliance` comes with `compliance/low`, `compliance/high` (95 % Wilson), `compliance/n`,
-    `compliance/degenerate_share` and `compliance/cut_share`.
+    `compliance/degenerate_share` and `compliance/cut_share`. `wall` is the seconds from the ask to the telling by one
+    clock and `ledger` the parts they went to (dcr_ray.time_ledger); both are empty until the trial has ended.
     """
 
     name: str
@@ -46,8 +49,16 @@ class Trial:
     number: int | None = None
     started: str | None = None
     ended: str | None = None
+    ledger: dict[str, float] = field(default_factory=dict)
+    wall: float | None = None
+
+    @property
+    def unaccounted(self) -> float | None:
+        """Seconds of the wall clock that no part of the ledger names."""
+        return None if self.wall is None else unaccounted(self.ledger, self.wall)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, for `--json` output and records."""
         plain = {key: value for key, value in vars(self).items() if key not in ("recipe", "stages")}
+        plain["unaccounted"] = self.unaccounted
         return plain | {"recipe": self.recipe.model_dump(mode="json"), "stages": [vars(stage) for stage in self.stages]}

@@ -6,6 +6,7 @@ import random
 
 from dcr_ray.rates import Rate
 from dcr_ray.recipe import ContrastiveRecipe, Recipe
+from dcr_ray.time_ledger import full_ledger
 from dcr_ray.trial import StageView, Trial
 
 TWO = {"compliance": "maximize", "defense": "maximize"}
@@ -25,11 +26,22 @@ def rate(name: str, hits: int, n: int = 60) -> dict[str, float]:
 
 
 def stages(name: str, dcr: bool = True, cached: bool = False) -> tuple[StageView, ...]:
-    first = (StageView("dcr", f"{name}-dcr", f"/cache/dcr/{name}", 40.0, cached),) if dcr else ()
+    first = (StageView("dcr", f"{name}-dcr", f"/cache/dcr/{name}", 40.0, cached, "group-0"),) if dcr else ()
+    workers = {"sft": "group-0", "generate": "engine-0.1"}
     rest = (("sft", 90.0), ("generate", 30.0), ("judge", 2.0))
     return first + tuple(
-        StageView(stage, f"{name}-{stage}", f"/cache/{stage}/{name}", time, False) for stage, time in rest
+        StageView(stage, f"{name}-{stage}", f"/cache/{stage}/{name}", time, False, workers.get(stage))
+        for stage, time in rest
     )
+
+
+def ledger(dcr: float = 40.0, sft: float = 90.0, awaited: float = 0.0) -> dict[str, float]:
+    """The parts of a trial whose generate and judge stages took 30 s and 2 s, after 10 s in the queue."""
+    training = {"weights_in": 5.0, "optimizer": 0.2 * sft, "checkpoint": 0.05 * sft}
+    training["forward_backward"] = dcr + sft - sum(training.values())
+    engine = {"weights_to_engine": 1.5, "prefill": 6.0, "decode": 22.5}
+    rest = {"start": 1.0, "queue": 10.0 + awaited, "judge": 2.0, "tracking": 0.4, "idle": 0.6, "queue/awaited": awaited}
+    return full_ledger(training | engine | rest)
 
 
 def baseline(compliance: int = 37, defense: int = 48, n: int = 60) -> Trial:
@@ -43,6 +55,8 @@ def baseline(compliance: int = 37, defense: int = 48, n: int = 60) -> Trial:
         metrics=rate("compliance", compliance, n) | rate("defense", defense, n) | {"perplexity": 13.5},
         started="2025-03-01T10:00:00+00:00",
         ended="2025-03-01T10:02:00+00:00",
+        ledger=ledger(dcr=0.0),
+        wall=135.0,
     )
 
 
@@ -58,6 +72,8 @@ def search_trial(name: str, compliance: int = 40, defense: int = 45, depth: floa
         metrics=rate("compliance", compliance, n) | rate("defense", defense, n) | {"perplexity": 12.25},
         started="2025-03-01T10:00:00+00:00",
         ended="2025-03-01T10:03:00+00:00",
+        ledger=ledger(),
+        wall=175.0,
     )
     return Trial(**(values | more))
 
@@ -80,7 +96,10 @@ def many_trials(count: int, seed: int = 0) -> list[Trial]:
         if place % 9 == 5:
             trials.append(failed_trial(name, state=generator.choice(["failed", "pruned"])))
             continue
-        more = {"feasible": generator.random() > 0.2, "stages": stages(name, cached=place % 3 == 2)}
+        cached = place % 3 == 2
+        more = {"feasible": generator.random() > 0.2, "stages": stages(name, cached=cached)}
+        more["ledger"] = ledger(dcr=0.0, awaited=25.0) if cached else ledger(sft=60.0 + 3 * place)
+        more["wall"] = 1.01 * sum(seconds for part, seconds in more["ledger"].items() if "/" not in part)
         trial = search_trial(name, compliance, defense, generator.choice([0.3, 0.4, 0.5, 0.6, 0.7]), **more)
         trial.metrics["perplexity"] = 12 + 2 * generator.random()
         trials.append(trial)

@@ -163,3 +163,36 @@ def test_what_happens_to_a_stage_is_told_once(make_task):
         assert await broker.events() == []
 
     asyncio.run(scenario())
+
+
+def test_who_brought_a_stage_is_told_how_long_it_queued_and_who_found_it_how_long_it_awaited_it(make_task):
+    async def scenario():
+        broker = Broker()
+        first = asyncio.create_task(broker.submit(make_task(trial="t000")))
+        await asyncio.sleep(0.1)
+        task = await broker.next("group", "train")
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(broker.submit(make_task(trial="t001")))
+        await asyncio.sleep(0.1)
+        await broker.done("group", finished(task))
+        brought, found = await first, await second
+        assert brought["queued"] >= 0.1 and brought["worked"] >= 0.2 and "awaited" not in brought
+        assert 0.1 <= found["awaited"] < brought["queued"] + brought["worked"]
+        late = await broker.submit(make_task(trial="t002"))
+        assert late["cached"] and not late.keys() & {"queued", "worked", "awaited"}
+
+    asyncio.run(scenario())
+
+
+def test_the_attempt_of_a_worker_that_died_counts_as_queueing(make_task):
+    async def scenario():
+        broker = Broker()
+        waiting = asyncio.create_task(broker.submit(make_task()))
+        assert await broker.next("group", "train", wait_seconds=0.01) is not None
+        await asyncio.sleep(0.2)
+        task = await broker.next("group", "train", wait_seconds=0.01)
+        await broker.failed("group", task.key, "diverged", "the loss is not finite")
+        outcome = await waiting
+        assert outcome["queued"] >= 0.2 and 0 <= outcome["worked"] < outcome["queued"]
+
+    asyncio.run(scenario())

@@ -16,7 +16,7 @@ PACKAGE = Path(dcr_ray.__file__).parent
 
 FLOORS = (
     ("errors", "recipe", "study", "space", "models", "fingerprint", "rates", "trial", "shape", "pareto")
-    + ("verdict", "judge_spec"),
+    + ("verdict", "judge_spec", "time_ledger"),
     ("planning", "statistics", "diagnosis", "scaling"),
     ("cache", "tracking", "outcomes"),
     ("data", "weights", "train", "methods", "judges", "evaluate"),

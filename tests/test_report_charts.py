@@ -7,10 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from dcr_ray.report.canvas import BLUE, VERMILLION, label_points, light_sheet
+from dcr_ray.report.canvas import BLUE, GREEN, VERMILLION, label_points, light_sheet
 from dcr_ray.report.objective_charts import draw_layer_depth, draw_pareto
-from dcr_ray.report.search_charts import draw_importance, draw_stages
-from tests.report_trials import THREE, TWO, baseline, failed_trial, many_trials, search_trial, stages
+from dcr_ray.report.search_charts import draw_importance
+from dcr_ray.report.time_chart import draw_time
+from tests.report_trials import THREE, TWO, baseline, failed_trial, many_trials, search_trial
 
 
 def pixels(path) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_charts_with_nothing_to_show_are_not_written(tmp_path):
     assert draw_pareto([failed_trial("t")], TWO, path) is None
     assert draw_layer_depth([baseline(), search_trial("a"), search_trial("b")], TWO, path) is None
     assert draw_importance({"compliance": {"a": float("nan")}}, path) is None
-    assert draw_stages([], path) is None
+    assert draw_time([], path) is None and draw_time([search_trial("a", wall=None, ledger={})], path) is None
     assert not path.exists()
 
 
@@ -69,15 +70,21 @@ def test_importance_shows_parameters_in_a_common_order(tmp_path):
     assert count_of(pixels(draw_importance(shares, tmp_path / "importance.png")), BLUE) > 5_000
 
 
-def test_stages_from_the_cache_are_pale(tmp_path):
-    own, cached = (search_trial("t", stages=stages("t", cached=cached)) for cached in (False, True))
-    own_blue = count_of(pixels(draw_stages([own], tmp_path / "own.png")), BLUE)
-    cached_blue = count_of(pixels(draw_stages([cached], tmp_path / "cached.png")), BLUE)
-    assert cached_blue < own_blue / 2
+def test_a_bar_has_the_length_of_its_parts_and_what_they_leave_of_the_wall_clock(tmp_path):
+    parts = {"forward_backward": 30.0, "decode": 60.0}
+    image = pixels(draw_time([search_trial("t", ledger=parts, wall=100.0)], tmp_path / "time.png"))
+    row = image[int(image.shape[0] * 0.62)]
+    passes, decode, rest = (count_of(row, colour) for colour in (BLUE, GREEN, VERMILLION))
+    assert decode == pytest.approx(2 * passes, rel=0.02) and rest == pytest.approx(passes / 3, rel=0.05)
 
 
-def test_the_stage_chart_grows_with_the_trials_and_stops_at_sixty(tmp_path):
-    heights = [pixels(draw_stages(many_trials(count), tmp_path / f"{count}.png")).shape[0] for count in (3, 30, 59, 90)]
+def test_parts_without_time_are_not_in_the_legend_and_overlap_is_not_drawn(tmp_path):
+    counted_twice = search_trial("t", ledger={"forward_backward": 60.0, "decode": 60.0}, wall=100.0)
+    assert count_of(pixels(draw_time([counted_twice], tmp_path / "time.png")), VERMILLION) == 0
+
+
+def test_the_chart_of_time_grows_with_the_trials_and_stops_at_sixty(tmp_path):
+    heights = [pixels(draw_time(many_trials(count), tmp_path / f"{count}.png")).shape[0] for count in (3, 30, 59, 90)]
     assert heights[0] < heights[1] < heights[2] == heights[3]
 
 
@@ -106,5 +113,5 @@ def test_a_label_without_room_is_left_out(tmp_path):
 def test_dollar_signs_and_foreign_letters_in_names_do_not_break_a_chart(tmp_path, recwarn):
     trials = [search_trial("$x^{$ 試行", 40, 41, 0.3), search_trial("b$$", 45, 30, 0.6)]
     assert draw_pareto(trials, TWO, tmp_path / "pareto.png")
-    assert draw_stages(trials, tmp_path / "stages.png")
+    assert draw_time(trials, tmp_path / "time.png")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -52,7 +52,7 @@ def test_a_report_holds_the_names_the_figures_the_reasons_and_its_charts(tmp_pat
         "- a note",
     ):
         assert expected in text
-    assert charts(tmp_path) == {"pareto.png", "layer_depth.png", "stages.png"}
+    assert charts(tmp_path) == {"pareto.png", "layer_depth.png", "time.png"}
     assert set(re.findall(r"\]\((\w+\.png)\)", text)) == charts(tmp_path)
     assert "Not estimated: 2 search trials complete" in text
 
@@ -130,8 +130,26 @@ def test_many_trials_make_a_report_with_one_row_each(tmp_path):
     assert len(re.findall(r"^\| (trial-\d+|stl)", table, re.MULTILINE)) == 61
 
 
+def test_the_time_section_adds_up(tmp_path):
+    trials = [baseline(), search_trial("one"), search_trial("two", wall=None, ledger={}, state="running")]
+    section = report(tmp_path, trials).split("## Where the time went")[1].split("\n## ")[0]
+    rows = {cells[1].strip(): cells for line in section.splitlines() if len(cells := line.split("|")) == 6}
+    seconds = {name: float(cells[2]) for name, cells in rows.items() if name not in ("part", "---")}
+    assert seconds.pop("wall clock") == 135 + 175
+    assert sum(seconds.values()) == pytest.approx(135 + 175, abs=0.5)
+    assert seconds["queue"] == 20 and seconds["judge"] == 4 and rows["judge"][3].strip() == "1.3%"
+    assert "2 trials, each from its ask to its end" in section
+    assert "| group-0 | 350.0 |" in section and "| engine-0 | 90.0 |" in section
+
+
+def test_trials_from_before_the_ledger_have_a_report_all_the_same(tmp_path):
+    text = report(tmp_path, [baseline(), search_trial("one", wall=None, ledger={})][1:])
+    assert "No trial has a time ledger." in text and "time.png" not in charts(tmp_path)
+
+
 def test_importing_the_reports_loads_no_heavy_library():
     modules = ["markdown", "live", "leaderboard", "events", "progress", "objective_charts", "search_charts", "canvas"]
+    modules += ["time_table", "time_chart"]
     code = f"import sys\nfor name in {modules!r}: __import__('dcr_ray.report.' + name)\n" + (
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib', 'transformers', 'vllm'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dcr_ray.cache import StageCache
+from dcr_ray.time_ledger import PARTS
 from dcr_ray.weights.tiny import build_tiny_model
 
 SPEC = {
@@ -133,6 +135,29 @@ def test_every_trial_has_rates_with_intervals_and_its_stages(study):
         assert [stage["name"] for stage in trial["stages"]] == wanted
 
 
+def test_the_parts_of_every_trials_time_add_up_to_its_wall_clock(study):
+    _, document, _, _ = study
+    for trial in document["trials"]:
+        ledger, wall = trial["ledger"], trial["wall"]
+        assert min(ledger.values()) >= 0
+        # A trial of a few seconds is judged by 0.3 s: on a busy machine the driver alone may be kept waiting for that.
+        tolerance = max(0.02 * wall, 0.3)
+        assert abs(wall - sum(ledger[part] for part in PARTS)) < tolerance, ledger
+        # What a stage's own clock does not see is a figure of its own, and has to be small too.
+        assert ledger.get("idle/handover", 0.0) + ledger.get("queue/messages", 0.0) < 0.05 * wall + 0.5, ledger
+        passed = datetime.fromisoformat(trial["ended"]) - datetime.fromisoformat(trial["started"])
+        # A trial that a killed driver left began before its last driver asked for it again.
+        assert wall < passed.total_seconds() + 2
+
+
+def test_trials_of_the_last_driver_have_every_part_of_their_work(study):
+    _, document, _, _ = study
+    ledger = document["trials"][-1]["ledger"]
+    for part in ("start", "weights_in", "forward_backward", "optimizer", "checkpoint", "weights_to_engine", "decode"):
+        assert ledger[part] > 0, part
+    assert ledger["judge"] > 0 and ledger["tracking"] > 0
+
+
 def test_a_checkpoint_is_ready_for_transformers(study):
     folder, *_ = study
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,6 +180,7 @@ def test_results_are_a_frame(study):
     frame = results.to_frame()
     assert list(frame["name"]) == ["stl", "t000", "t001", "t002"] and results.complete
     assert {"params.dcr.layer_depth", "metrics.compliance", "seconds.sft", "checkpoint"} <= set(frame.columns)
+    assert {"wall", "unaccounted", "ledger.queue", "ledger.forward_backward", "ledger.decode"} <= set(frame.columns)
     assert all(trial.role == "search" for trial in results.pareto())
 
 
@@ -174,6 +200,10 @@ def test_mlflow_has_one_run_for_the_study_each_trial_and_each_stage(study):
     assert parent["t001/sft"] == by_uid["t001"].info.run_id
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert by_uid["t001"].data.metrics["compliance/low"] >= 0
+    times = by_uid["t001"].data.metrics
+    assert times["time/wall"] == pytest.approx(sum(times[f"time/{part}"] for part in (*PARTS, "unaccounted")))
+    whole = by_uid["study"].data.metrics
+    assert whole["time/decode"] == pytest.approx(sum(by_uid[uid].data.metrics["time/decode"] for uid in trials))
     artifacts = {entry.path for entry in client.list_artifacts(by_uid["t001"].info.run_id)}
     assert "generations.md" in artifacts
 
@@ -182,7 +212,8 @@ def test_the_report_and_its_plots_are_written(study):
     folder, *_ = study
     report = folder / "reports" / "tiny"
     assert "t001" in (report / "report.md").read_text()
-    for plot in ("pareto.png", "layer_depth.png", "stages.png"):
+    assert "Largest unaccounted share of a trial" in (report / "report.md").read_text()
+    for plot in ("pareto.png", "layer_depth.png", "time.png"):
         assert (report / plot).stat().st_size > 5000
 
 

@@ -11,6 +11,7 @@ from dcr_ray.search.ask_tell import Search
 from dcr_ray.search.journal import StudyJournal
 from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
 from dcr_ray.study import parse_study
+from dcr_ray.time_ledger import accounted
 from tests.simulated import SimulatedWorker, study_inputs
 
 
@@ -127,3 +128,36 @@ def test_a_study_can_be_extended_and_takes_finished_stages_from_the_cache(tmp_pa
     after = second.journal.trials()
     assert [trial.params for trial in after[:3]] == before and len(after) == 5
     assert set(ended) == {"t002", "t003"} and served == [4, 2]
+
+
+def test_the_parts_of_every_trial_add_up_to_its_wall_clock(tmp_path, cluster):
+    space = {"dcr.layer_depth": {"low": 0.1, "high": 0.9}, "dcr.strength": {"low": 5e-4, "high": 1.1e-3}}
+    halving = {"metric": "held_out_margin", "reduction_factor": 2, "min_trials": 2}
+    search = {"trials": 12, "concurrent": 3, "sampler": "random", "max_failed_share": 1.0}
+    found, *_ = run(spec_with("ledger", space=space, halving=halving, search=search), tmp_path, cluster)
+    trials = found.journal.trials()
+    assert {"complete", "failed", "pruned"} <= {trial.state for trial in trials}
+    for trial in trials:
+        assert trial.wall == pytest.approx(accounted(trial.ledger) + trial.unaccounted)
+        assert min(trial.ledger.values()) >= 0 and trial.ledger["start"] > 0 and trial.ledger["tracking"] > 0
+        # Trials here last a tenth of a second, in which a busy machine may keep the driver waiting between two clocks.
+        assert abs(trial.unaccounted) < 0.05 + 0.02 * trial.wall, trial.ledger
+        if trial.state == "failed":
+            assert trial.ledger["idle/failed"] > 0.02
+        else:
+            trained = [stage for stage in trial.stages if stage.name in ("dcr", "sft")]
+            assert trial.ledger["forward_backward"] == pytest.approx(0.02 * len(trained))
+            assert {stage.worker for stage in trained} == {"train"}
+    assert sum(trial.unaccounted for trial in trials) < 0.02 * sum(trial.wall for trial in trials)
+
+
+def test_a_trial_that_waits_for_anothers_stage_says_so_in_its_queue(tmp_path, cluster):
+    space = {"sft.learning_rate": {"choices": [1e-5, 2e-5, 3e-5]}}
+    spec = spec_with("awaits", space=space, search={"sampler": "grid", "trials": 3, "concurrent": 4})
+    trials = run(spec, tmp_path, cluster)[0].journal.trials()
+    shared = [trial for trial in trials if any(stage.name == "dcr" and stage.cached for stage in trial.stages)]
+    assert len(shared) == 2
+    for trial in shared:
+        assert trial.ledger["forward_backward"] == pytest.approx(0.02)
+        awaited, looked_up = trial.ledger.get("queue/awaited", 0.0), trial.ledger.get("idle/cache", 0.0)
+        assert (awaited > 0) != (looked_up > 0) and trial.ledger["queue"] >= awaited

@@ -31,6 +31,7 @@ from dcr_ray.runtime import start_ray
 from dcr_ray.stages import run_here, run_stages
 from dcr_ray.study import StudySpec
 from dcr_ray.sweep import cpus_needed, driver_lock, fitted, watching
+from dcr_ray.time_ledger import TimeLine, full_ledger
 from dcr_ray.tracking import Tracker
 from dcr_ray.trial import StageView, Trial
 
@@ -215,10 +216,14 @@ def _from_cache(ready: Ready, run: _Run) -> bool:
 def _one(run: _Run, inputs: Any, broker: Any, observer: Observer, stop: _Stop) -> None:
     if stop.interrupted:
         return
+    began, line = time.monotonic(), TimeLine()
     run.trial = replace(run.trial, state="running", started=_now())
     observer.trial_started(run.trial.name, run.recipe)
-    _finish(run, inputs, submit_through(broker), stop)
+    line.lap("tracking")
+    _finish(run, inputs, submit_through(broker, line), stop)
+    line.lap("idle")
     if run.trial.state != "running":
+        run.trial = replace(run.trial, ledger=full_ledger(line.seconds), wall=time.monotonic() - began)
         observer.trial_ended(run.trial.name)
 
 

@@ -16,12 +16,17 @@ from typing import Any
 from dcr_ray.cache import Record
 from dcr_ray.errors import StageFailed
 from dcr_ray.stages import Place, StageTask, Submit, run_here
+from dcr_ray.time_ledger import TimeLine
 
 MAX_DEATHS = 3
 """Workers that may die on a stage before the stage is held to be the cause."""
 
 Outcome = dict[str, Any]
-"""`{"record": Record, "cached": bool}`, or `{"failure": {"kind": ..., "reason": ...}}`."""
+"""`{"record": Record, "cached": bool}`, or `{"failure": {"kind": ..., "reason": ...}}`.
+
+With either, where the stage was not finished before: `queued` (seconds until the worker took it that ended it) and
+`worked` (seconds since then) for the trial that brought it, `awaited` seconds for a trial that found it under way.
+"""
 
 
 @dataclass
@@ -29,7 +34,7 @@ class _Flight:
     task: StageTask
     future: asyncio.Future
     trials: list[str]
-    submitted: float
+    submitted: float  # seconds of the monotonic clock, as is `started`
     worker: str | None = None
     started: float | None = None
     deaths: int = 0
@@ -57,9 +62,11 @@ class Broker:
         flight = self._flights.get(task.key)
         if flight is not None:
             flight.trials.append(task.trial)
+            found = time.monotonic()
             outcome = await asyncio.shield(flight.future)
-            return outcome | {"cached": True} if "record" in outcome else outcome
-        flight = _Flight(task, asyncio.get_running_loop().create_future(), [task.trial], time.time())
+            awaited = {"awaited": time.monotonic() - found}
+            return outcome | awaited | ({"cached": True} if "record" in outcome else {})
+        flight = _Flight(task, asyncio.get_running_loop().create_future(), [task.trial], time.monotonic())
         self._flights[task.key] = flight
         self._queues[task.place].append(task.key)
         await self._wake()
@@ -80,7 +87,7 @@ class Broker:
                 return "stop"
             if self._queues[place]:
                 flight = self._flights[self._queues[place].popleft()]
-                flight.worker, flight.started = worker, time.time()
+                flight.worker, flight.started = worker, time.monotonic()
                 self._note("started", flight.task, worker=worker, queued_seconds=flight.started - flight.submitted)
                 return flight.task
             remaining = deadline - time.monotonic()
@@ -110,14 +117,14 @@ class Broker:
                 seconds=record.seconds,
                 metrics=record.results.get("metrics", {}),
             )
-            flight.future.set_result({"record": record, "cached": False})
+            flight.future.set_result({"record": record, "cached": False} | _times(flight))
 
     async def failed(self, worker: str, key: str, kind: str, reason: str) -> None:
         """The stage ended without a result."""
         flight = self._flights.pop(key, None)
         if flight is not None:
             self._note("failed", flight.task, worker=worker, failure=kind, reason=reason)
-            flight.future.set_result(_failure(kind, reason))
+            flight.future.set_result(_failure(kind, reason) | _times(flight))
 
     async def lost(self, worker: str, finishing: tuple[str, ...] = ()) -> None:
         """The worker died: what it held goes back to the head of the queue, or fails when it has killed too many.
@@ -161,7 +168,7 @@ class Broker:
                 "trial": flight.trials[0],
                 "stage": flight.task.stage,
                 "worker": flight.worker,
-                "since": flight.started or flight.submitted,
+                "since": time.time() - (time.monotonic() - (flight.started or flight.submitted)),
                 **{name: flight.progress.get(name) for name in ("step", "steps", "loss")},
             }
             for flight in self._flights.values()
@@ -182,19 +189,37 @@ class Broker:
             self._changed.notify_all()
 
 
-def submit_through(broker: Any) -> Submit:
-    """Runs a trial's stages through this broker's actor, a judge stage in the process that asks."""
+def submit_through(broker: Any, line: TimeLine | None = None) -> Submit:
+    """Runs a trial's stages through this broker's actor, a judge stage in the process that asks.
+
+    Where its time goes is noted in `line`.
+    """
     import ray
 
+    line = line or TimeLine()
+
     def submit(task: StageTask) -> tuple[Record, bool]:
+        line.lap("idle")
         if task.place == "here":
-            return run_here(task)
+            cached = False
+            try:
+                record, cached = run_here(task)
+            finally:
+                line.lap("idle/cache" if cached else "judge")
+            return record, cached
         answer = ray.get(broker.submit.remote(task))
+        line.answered(answer)
         if "failure" in answer:
             raise StageFailed(answer["failure"]["kind"], answer["failure"]["reason"])
         return answer["record"], answer["cached"]
 
     return submit
+
+
+def _times(flight: _Flight) -> dict[str, float]:
+    now = time.monotonic()
+    started = flight.started or now
+    return {"queued": started - flight.submitted, "worked": now - started}
 
 
 def _failure(kind: str, reason: str) -> Outcome:

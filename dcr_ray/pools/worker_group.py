@@ -90,10 +90,14 @@ class WorkerGroup:
 def rank_loop(config: dict[str, Any]) -> None:
     """What every rank does: take the stage that rank 0 was handed, run it with the others, report, repeat."""
     import datetime
+    from importlib import import_module
 
     import ray
     import torch.distributed as dist
 
+    # Loaded before the first stage is taken: the time that this takes is the group's start, not a stage's.
+    for stage in ("dcr", "sft"):
+        import_module(f"dcr_ray.train.{stage}")
     settings: GroupSettings = config["settings"]
     broker = ray.get_actor(settings.broker, namespace=settings.namespace)
     # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.

@@ -15,10 +15,10 @@ from dcr_ray.report.leaderboard import leaderboard, searched_parameters
 from dcr_ray.report.loading import checkpoints_section
 from dcr_ray.report.measured import Measured, baseline_of, measured
 from dcr_ray.report.objective_charts import MOST_TRIALS_WITH_LABELS, draw_layer_depth, draw_pareto
-from dcr_ray.report.progress import moment, own_seconds
-from dcr_ray.report.search_charts import draw_importance, draw_stages
+from dcr_ray.report.search_charts import draw_importance
+from dcr_ray.report.time_table import time_section
 from dcr_ray.report.verdict import verdict
-from dcr_ray.report.wording import code_block, counted, duration, escape_markdown
+from dcr_ray.report.wording import code_block, counted, escape_markdown
 from dcr_ray.trial import Trial
 
 FEWEST_TRIALS_FOR_IMPORTANCE = 20
@@ -40,7 +40,7 @@ def write_report(
     notes: Sequence[str] = (),
     further: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """Write folder/report.md, pareto.png, layer_depth.png, importance.png and stages.png; return the path of report.md.
+    """Write folder/report.md, pareto.png, layer_depth.png, importance.png and time.png; return the path of report.md.
 
     `constraints`, `budget` and `notes` are sentences in plain text; `further` are titles and Markdown of sections that
     need more than trials. `importances` maps objective -> parameter -> share
@@ -49,7 +49,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    charts = {name: folder / f"{name}.png" for name in ("pareto", "layer_depth", "importance", "stages")}
+    charts = {name: folder / f"{name}.png" for name in ("pareto", "layer_depth", "importance", "time")}
     for chart in charts.values():
         chart.unlink(missing_ok=True)
     rows = leaderboard(trials, objectives)
@@ -71,8 +71,8 @@ def write_report(
         _trial_table(rows, objectives, with_params=True) if rows else "There are no trials.",
         "## Trials without a result",
         _without_result(trials),
-        "## Time",
-        *_time(trials, charts["stages"]),
+        "## Where the time went",
+        *time_section(trials, charts["time"]),
         "## Checkpoints",
         *checkpoints_section(trials, objectives),
         "## What to keep in mind",
@@ -195,23 +195,6 @@ def _without_result(trials: Sequence[Trial]) -> str:
     if open_ones:
         lines.append(f"- {counted(open_ones, 'trial')} had not ended when this was written.")
     return "\n".join(lines) if lines else "Every trial ended with a result." if trials else "There are no trials."
-
-
-def _time(trials: Sequence[Trial], chart: Path) -> list[str]:
-    worked = sum(own_seconds(trial) for trial in trials)
-    saved = sum(stage.seconds for trial in trials for stage in trial.stages if stage.cached)
-    lines = [f"Stages worked {duration(worked)} in all; the cache saved another {duration(saved)}."]
-    starts = [moment(trial.started) for trial in trials if trial.started]
-    ends = [moment(trial.ended) for trial in trials if trial.ended]
-    if starts and ends:
-        first, last = min(starts), max(ends)
-        lines[0] += (
-            f" From the first start ({first:%Y-%m-%d %H:%M %Z}) to the last end ({last:%Y-%m-%d %H:%M %Z}) "
-            f"{duration((last - first).total_seconds())} passed, interruptions included."
-        )
-    if draw_stages(trials, chart):
-        lines.append(f"![Time of each stage of each trial]({chart.name})")
-    return lines
 
 
 def _caveats(trials: Sequence[Trial], objectives: Objectives) -> str:

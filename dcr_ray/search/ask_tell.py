@@ -8,6 +8,7 @@ number. It knows nothing of Ray.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from dcr_ray.recipe import Recipe
 from dcr_ray.search.halving import goes_on
 from dcr_ray.search.journal import BASELINE_NAME, StudyJournal, trial_name
 from dcr_ray.space import sample
+from dcr_ray.time_ledger import full_ledger
 
 FEWEST_TRIALS_TO_JUDGE_FAILURES = 4
 """Before this many searched trials have ended, their failures do not stop the study."""
@@ -42,6 +44,7 @@ class Search:
         self.stopped: str | None = None
         self._running: dict[str, OptunaTrial] = {}
         self._held: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, float] = {}
         self._interrupted = [
             frozen._trial_id for frozen in journal.searched.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         ]
@@ -58,9 +61,11 @@ class Search:
 
     def next(self) -> Ask | None:
         """The next trial, or None when the study has all it was to have."""
+        asked = time.monotonic()
         if self.stopped is not None:
             return None
         if self._baseline_values() is None and BASELINE_NAME not in self._running:
+            self._asked[BASELINE_NAME] = asked
             return self._ask_baseline()
         while True:
             trial = self._ask_searched()
@@ -69,6 +74,7 @@ class Search:
             params = sample(self.spec.dimensions, trial)
             name = trial_name(trial.number)
             self._running[name] = trial
+            self._asked[name] = asked
             try:
                 return Ask(name, self.spec.searched_recipe(params), params)
             except ValidationError as error:
@@ -91,8 +97,8 @@ class Search:
     def finish(self, name: str, outcome: dict[str, Any]) -> None:
         """Tell Optuna how a trial ended.
 
-        `outcome` has metrics, stages, seconds, and either failure (kind, stage, reason) or pruned (a sentence). Where a
-        constraint needs the baseline, the telling waits for it.
+        `outcome` has metrics, stages, seconds, the time ledger's parts (`ledger`), and either failure (kind, stage,
+        reason) or pruned (a sentence). Where a constraint needs the baseline, the telling waits for it.
         """
         if name == BASELINE_NAME:
             self._finish_baseline(outcome)
@@ -100,13 +106,13 @@ class Search:
                 del self._held[held]
                 self._tell(held, waiting)
         elif self._baseline_values() is None and self._needs_baseline() and self._succeeded(outcome):
-            self._held[name] = outcome
+            self._held[name] = outcome | {"held_since": time.monotonic()}
         else:
             self._tell(name, outcome)
 
     def _tell(self, name: str, outcome: dict[str, Any]) -> None:
         trial = self._running.pop(name)
-        self._describe(trial, outcome)
+        self._describe(trial, outcome, self._asked.pop(name))
         reason = self._failure_reason(outcome)
         if outcome.get("pruned"):
             trial.set_user_attr("reason", outcome["pruned"])
@@ -124,7 +130,7 @@ class Search:
 
     def _finish_baseline(self, outcome: dict[str, Any]) -> None:
         trial = self._running.pop(BASELINE_NAME)
-        self._describe(trial, outcome)
+        self._describe(trial, outcome, self._asked.pop(BASELINE_NAME))
         reason = self._failure_reason(outcome)
         if reason is None:
             self.journal.baseline.tell(trial, [outcome["metrics"][metric] for metric in self.spec.objectives])
@@ -135,11 +141,18 @@ class Search:
         for held in list(self._held.values()):
             held["failure"] = {"kind": "error", "stage": "baseline", "reason": "the STL baseline failed"}
 
-    def _describe(self, trial: OptunaTrial, outcome: dict[str, Any]) -> None:
+    def _describe(self, trial: OptunaTrial, outcome: dict[str, Any], asked: float) -> None:
+        telling = time.monotonic()
         finite = {name: value for name, value in outcome.get("metrics", {}).items() if math.isfinite(value)}
         trial.set_user_attr("metrics", finite)
         trial.set_user_attr("stages", outcome.get("stages", []))
         trial.set_user_attr("seconds", outcome.get("seconds", {}))
+        parts, now = dict(outcome.get("ledger", {})), time.monotonic()
+        parts["tracking"] = parts.get("tracking", 0.0) + now - telling
+        if "held_since" in outcome:
+            held = telling - outcome["held_since"]
+            parts |= {"idle": parts.get("idle", 0.0) + held, "idle/held": held}
+        trial.set_user_attr("ledger", {"wall": round(now - asked, 4), "parts": full_ledger(parts)})
 
     def _failure_reason(self, outcome: dict[str, Any]) -> str | None:
         failure = outcome.get("failure")

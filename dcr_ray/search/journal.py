@@ -108,6 +108,8 @@ class StudyJournal:
             metrics=attrs.get("metrics", {}),
             stages=tuple(StageView(**stage) for stage in attrs.get("stages", ())),
             seconds=attrs.get("seconds", {}),
+            ledger=attrs.get("ledger", {}).get("parts", {}),
+            wall=attrs.get("ledger", {}).get("wall"),
             feasible=self._feasible(frozen),
             reason=attrs.get("reason"),
             number=frozen.number,

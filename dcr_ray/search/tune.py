@@ -8,6 +8,7 @@ the journal and the records are what a study resumes from.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dcr_ray.pools.broker import submit_through
 from dcr_ray.recipe import Recipe
 from dcr_ray.search.ask_tell import Search
 from dcr_ray.stages import StageTask, StudyInputs, run_stages
+from dcr_ray.time_ledger import TimeLine, received, stamp
 
 COORDINATOR_RESOURCES = {"node:__internal_head__": 0.0001}
 """A place on the head node and nothing else. Tune refuses a trial that asks for nothing at all."""
@@ -43,6 +45,7 @@ class TuneSearcher(Searcher):
         self._ended = ended
         self._prunings = prunings
         self._names: dict[str, str] = {}
+        self._asked: dict[str, dict[str, Any]] = {}
         self.interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,12 +53,15 @@ class TuneSearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        asked = stamp()
         ask = None if self.interrupted else self._search.next()
         if ask is None:
             return Searcher.FINISHED
         self._names[trial_id] = ask.name
+        mirroring = time.monotonic()
         self._started(ask.name, ask.recipe)
-        return {"name": ask.name, "recipe": ask.recipe.model_dump(mode="json")}
+        self._asked[ask.name] = asked | {"tracking": time.monotonic() - mirroring}
+        return {"name": ask.name, "recipe": ask.recipe.model_dump(mode="json"), "asked": self._asked[ask.name]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing is told before a trial ends; what the DCR stage leaves goes to the scheduler."""
@@ -66,6 +72,11 @@ class TuneSearcher(Searcher):
         if name is None or self.interrupted:
             return
         outcome = json.loads((result or {}).get("outcome") or '{"metrics": {}, "stages": [], "seconds": {}}')
+        asked, sent = self._asked.pop(name), outcome.pop("time", None)
+        if sent is not None:
+            # A coordinator that died said nothing after its last report, so there is no way back to count.
+            reported = result["over"] or name in self._prunings
+            outcome["ledger"] = received(sent, asked) if reported else sent["seconds"]
         if name in self._prunings:
             outcome["pruned"] = self._prunings.pop(name)
         elif error or not result or not result.get("over"):
@@ -113,8 +124,10 @@ class StageHalving(FIFOScheduler):
 
 def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: StudyInputs) -> None:
     """The trainable: one trial's stages, in order, through the broker."""
+    line = TimeLine(config["asked"])
     queue = ray.get_actor(broker, namespace=namespace)
     tasks = inputs.tasks(Recipe.model_validate(config["recipe"]), config["name"])
+    line.lap("start")
 
     def after(task: StageTask, record: Record, so_far: dict[str, Any]) -> None:
         if task.stage == "dcr":
@@ -122,10 +135,13 @@ def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: Stud
             report(so_far, over=False)
 
     def report(outcome: dict[str, Any], over: bool) -> None:
+        line.lap("idle")
         # As text, since Tune flattens nested results into one dictionary.
-        tune.report({"name": config["name"], "over": over, "outcome": json.dumps(outcome)})
+        text = json.dumps(outcome | {"time": line.sent()})
+        tune.report({"name": config["name"], "over": over, "outcome": text})
+        line.lap("tracking")
 
-    report(run_stages(tasks, submit_through(queue), after), over=True)
+    report(run_stages(tasks, submit_through(queue, line), after), over=True)
 
 
 def run_trials(
