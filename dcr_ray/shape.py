@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Precision = Literal["fp32", "bf16", "auto"]
+Precision = Literal["fp32", "mixed", "bf16", "auto"]
 
 HEAD_BUFFER_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
 """What the logits of some tokens may take at a time in the SFT loss, fp32. On a CPU a cache should hold them."""
@@ -25,7 +25,9 @@ class Shape(BaseModel):
         None, ge=1, description="most sequences a rank holds at once; none means its whole part of the batch"
     )
     precision: Precision = Field(
-        "auto", description="bf16 computes in bf16 and keeps fp32 masters; auto is bf16 on GPUs that have it, else fp32"
+        "auto",
+        description="mixed keeps weights in fp32 and rounds matrix products' inputs to bf16; bf16 keeps weights in bf16 "
+        "beside fp32 masters; auto is bf16 on GPUs that have it, else fp32",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory (ZeRO 1 to 3)")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

@@ -58,7 +58,7 @@ def test_the_trunks_states_and_gradients_are_those_of_the_whole_model(family, po
     recipe = ContrastiveRecipe(pooling=pooling)
 
     trunk = load_trunk(folder, 2, torch.float32)
-    states = PooledStates(trunk, pooling)([pack(rows, 0, torch.device("cpu"))])
+    states = PooledStates(trunk, pooling, "fp32")([pack(rows, 0, torch.device("cpu"))])
     contrastive_loss(states, is_toxic, recipe).backward()
 
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -94,7 +94,7 @@ def test_a_prefix_computed_once_gives_the_same_states_and_gradients(family, wind
     results = []
     for shared in (0, prefix):
         trunk = load_trunk(folder, 3, torch.float32)
-        states = PooledStates(trunk, pooling)([pack(rows, shared, torch.device("cpu"))])
+        states = PooledStates(trunk, pooling, "fp32")([pack(rows, shared, torch.device("cpu"))])
         is_toxic = torch.tensor([False] * 3 + [True] * 3)
         contrastive_loss(states, is_toxic, ContrastiveRecipe(pooling=pooling)).backward()
         results.append((states, {name: p.grad for name, p in trunk.named_parameters() if p.requires_grad}))
@@ -147,6 +147,16 @@ def test_bf16_stays_near_fp32_and_keeps_fp32_weights(zero_stage, model_dir, plai
     assert run_dcr(job)["losses"][0] == pytest.approx(plain_run[0]["losses"][0], rel=2e-2)
     weights = load_file(tmp_path / "trunk.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_mixed_precision_stays_near_fp32_and_trains_fp32_weights(zero_stage, model_dir, plain_run, tmp_path):
+    job = dcr_job(model_dir, tmp_path, Shape(precision="mixed", zero_stage=zero_stage))
+    results = run_dcr(job)
+    assert results["losses"] == pytest.approx(plain_run[0]["losses"], rel=5e-2)
+    assert results["losses"] != pytest.approx(plain_run[0]["losses"], rel=1e-5)
+    weights = load_file(tmp_path / "trunk.safetensors")
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())
 
 

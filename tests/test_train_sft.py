@@ -56,7 +56,7 @@ def test_the_loss_of_packed_sequences_is_transformers_own_of_padded_ones(family,
     model = load_causal_model(folder, torch.float32, packed=True)
     packed, *answers = packed_batch(sequences, torch.device("cpu"))
     assert packed.prefix > 20
-    ours = AnswerLoss(model)(packed, *answers) / sum(s.answer_tokens for s in sequences)
+    ours = AnswerLoss(model, "fp32")(packed, *answers) / sum(s.answer_tokens for s in sequences)
     ours.backward()
 
     plain = load_causal_model(folder, torch.float32)
@@ -72,6 +72,14 @@ def test_the_loss_of_packed_sequences_is_transformers_own_of_padded_ones(family,
     for name, parameter in model.named_parameters():
         scale = expected[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_mixed_precision_stays_near_fp32_and_writes_fp32(lora, model_dir, tmp_path):
+    exact = run_sft(sft_job(model_dir, tmp_path / "fp32", lora=lora))["losses"]
+    mixed = run_sft(sft_job(model_dir, tmp_path / "mixed", Shape(precision="mixed"), lora=lora))["losses"]
+    assert mixed == pytest.approx(exact, rel=2e-2) and mixed != pytest.approx(exact, rel=1e-6)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "mixed").dtype == torch.float32
 
 
 def test_sixty_steps_learn_a_handful_of_pairs_by_heart(model_dir, tmp_path):

@@ -75,10 +75,10 @@ def run_dcr(
             layer, frozen = recipe.layer(layers), recipe.frozen_layers(layers)
             prompts = _Prompts(job)
         with clock.measure("weights_in"), ExitStack() as opened:
-            trunk, below = _trunk(job, layer, frozen, DTYPES[precision], config, world)
+            trunk, below = _trunk(job, layer, frozen, precision, config, world)
             if shape.activation_checkpointing:
                 trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            module = PooledStates(trunk, recipe.pooling).train()
+            module = PooledStates(trunk, recipe.pooling, precision).train()
             engine = opened.enter_context(
                 training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip)
             )
@@ -133,9 +133,10 @@ class _Prompts:
 
 
 def _trunk(
-    job: DcrJob, layer: int, frozen: int, dtype: torch.dtype, config: dict[str, Any], world: World
+    job: DcrJob, layer: int, frozen: int, precision: str, config: dict[str, Any], world: World
 ) -> tuple[Any, FrozenLayers | None]:
     """The trunk to train, and what gives the states below its first trained layer where those are put in."""
+    dtype = DTYPES[precision]
     if config["zero_optimization"]["stage"] == 3:
         # Divided over the ranks at load, it cannot be made from whole tensors; frozen layers run at every step.
         with parameters_divided_at_load(config, world.device):
@@ -148,8 +149,8 @@ def _trunk(
         return trunk, None
     lower = fresh_trunk(job.model_dir, frozen, dtype, world.device, frozen)
     without_frozen_layers(trunk, frozen)
-    identity = (job.model_dir, folder_stamp(job.model_dir), dtype, frozen)
-    return trunk, FrozenLayers(lower, identity, world.device)
+    identity = (job.model_dir, folder_stamp(job.model_dir), precision, frozen)
+    return trunk, FrozenLayers(PooledStates(lower, job.recipe.pooling, precision), identity, world.device)
 
 
 class _Step:

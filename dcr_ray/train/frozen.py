@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
+from dcr_ray.train.packing import Packed, pack, shared_prefix
+from dcr_ray.train.trunk import PooledStates
 
 KEPT_BYTES = 2 * 2**30
 """How much is kept at most; what is beyond it is computed again each time."""
@@ -24,10 +25,10 @@ _kept: dict[Any, dict[tuple[int, ...], Tensor]] = {}
 
 
 class FrozenLayers:
-    """States after the frozen layers. `trunk` ends with the last of them; `identity` says which model and precision."""
+    """States after the frozen layers, of which `lower` is made; `identity` says which model, precision and layers."""
 
-    def __init__(self, trunk: Any, identity: Any, device: torch.device):
-        self._trunk, self._device = trunk.requires_grad_(False).eval(), device
+    def __init__(self, lower: PooledStates, identity: Any, device: torch.device):
+        self._lower, self._device = lower.requires_grad_(False).eval(), device
         if identity not in _kept:
             _kept.clear()
             _kept[identity] = {}
@@ -49,7 +50,7 @@ class FrozenLayers:
     @torch.no_grad()
     def _run(self, rows: list[list[int]]) -> list[Tensor]:
         packed = pack(rows, shared_prefix(rows, min(map(len, rows))), self._device)
-        states = packed_states(self._trunk, packed)
+        states = self._lower.states(packed)
         begin = states[: packed.prefix]
         return [
             torch.cat([begin, states[start : start + own]])

@@ -36,7 +36,7 @@ from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.lora import add_adapters
 from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
-from dcr_ray.train.precision import DTYPES, resolved_precision
+from dcr_ray.train.precision import DTYPES, products_in, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
 from dcr_ray.train.tokens import tokenizer_of
@@ -47,9 +47,10 @@ from dcr_ray.train.world import World, joined_world
 class AnswerLoss(nn.Module):
     """A causal language model that gives the summed cross-entropy of the tokens that have a target."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, precision: str):
         super().__init__()
         self.model = model
+        self.precision = precision
         head = model.get_output_embeddings()
         if hasattr(head.weight, "ds_id"):
             import deepspeed
@@ -59,9 +60,11 @@ class AnswerLoss(nn.Module):
 
     def forward(self, packed: Packed, places: Tensor, targets: Tensor) -> Tensor:
         """Packed sequences; the packed tokens that have a target [n] and those targets [n] -> a scalar in nats, fp32."""
-        states = packed_states(self.model.base_model, packed)[places]
+        with products_in(self.precision, targets.device):
+            states = packed_states(self.model.base_model, packed)[places]
         cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return summed_cross_entropy(states, self.model.get_output_embeddings(), targets, cap)
+        head, rounded = self.model.get_output_embeddings(), self.precision == "mixed"
+        return summed_cross_entropy(states, head, targets, cap, torch.bfloat16 if rounded else None)
 
 
 def run_sft(
@@ -96,7 +99,7 @@ def run_sft(
             model = _model(job, DTYPES[precision], config, world, trunk)
             if shape.activation_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            module = AnswerLoss(model).train()
+            module = AnswerLoss(model, precision).train()
             engine = opened.enter_context(
                 training_engine(module, world, config, recipe.weight_decay, recipe.gradient_clip)
             )

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.train.engine import TrainingEngine, full_shape, gathered
 from dcr_ray.train.packing import Packed, packed_states
+from dcr_ray.train.precision import products_in
 
 TRUNK_FILE, TRUNK_META_FILE = "trunk.safetensors", "trunk.json"
 
@@ -25,10 +27,11 @@ TRUNK_FILE, TRUNK_META_FILE = "trunk.safetensors", "trunk.json"
 class PooledStates(nn.Module):
     """One vector per prompt from the output of the trunk's last layer."""
 
-    def __init__(self, trunk: nn.Module, pooling: str):
+    def __init__(self, trunk: Any, pooling: str, precision: str):
         super().__init__()
         self.trunk = trunk
         self.pooling = pooling
+        self.precision = precision
 
     def forward(self, chunks: Sequence[Packed], layers: int | None = None) -> Tensor:
         """Chunks of packed prompts -> states [all prompts, width] in fp32, in the order of the chunks' rows.
@@ -36,7 +39,7 @@ class PooledStates(nn.Module):
         With `layers` the states after each of the last so many layers, [all prompts, layers, width].
         """
         if layers is None:
-            return torch.cat([self._pool(packed_states(self.trunk, chunk), chunk) for chunk in chunks])
+            return torch.cat([self._pool(self.states(chunk), chunk) for chunk in chunks])
         outputs: list[Tensor] = []
         hooks = [
             layer.register_forward_hook(
@@ -46,12 +49,17 @@ class PooledStates(nn.Module):
         ]
         pooled = []
         for chunk in chunks:
-            packed_states(self.trunk, chunk)
+            self.states(chunk)
             pooled.append(torch.stack([self._pool(output[0], chunk) for output in outputs], 1))
             outputs.clear()
         for hook in hooks:
             hook.remove()
         return torch.cat(pooled)
+
+    def states(self, chunk: Packed) -> Tensor:
+        """States [tokens, width] of all packed tokens."""
+        with products_in(self.precision, chunk.input_ids.device):
+            return packed_states(self.trunk, chunk)
 
     def _pool(self, states: Tensor, chunk: Packed) -> Tensor:
         rows = list(zip(chunk.starts, chunk.own, strict=True))
