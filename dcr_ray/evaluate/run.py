@@ -72,6 +72,7 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
             progress=finished,
         )
         generations = [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
+        prefill, decode = engine.generation_seconds
         generated = time.perf_counter()
         beginnings = tokenized_beginnings(tokenizer) if job.refusal_probability else None
         refusals = (
@@ -117,7 +118,10 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
         "capability_pairs": {"scored": len(scored), "too_long": len(pairs) - len(scored)},
         "seconds": {
             "weights_to_engine": loaded - started,
-            "generate": generated - loaded,
+            # Tokenising, and what generation does besides the model: queueing requests and turning tokens into text.
+            "data": generated - loaded - prefill - decode,
+            "prefill": prefill,
+            "decode": decode,
             "refusal_probability": refused - generated,
             "score": ended - refused,
             "total": ended - started,
