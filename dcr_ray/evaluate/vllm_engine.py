@@ -156,6 +156,7 @@ class VllmEngine:
     def _load_quickly(self, checkpoint_dir: Path | str) -> None:
         facts = weight_file_facts(checkpoint_dir)
         if facts and facts == self._loaded:
+            self._llm.reset_prefix_cache()  # a further evaluation of the same weights begins as the first one did
             return
         found = offered(checkpoint_dir, self._base_identity) if (Path(checkpoint_dir) / POINTER_FILE).exists() else None
         if found is None:
@@ -176,6 +177,8 @@ class VllmEngine:
         self._llm.collective_rpc(load_folder, args=(str(checkpoint_dir),))
         self._llm.reset_prefix_cache()
         self._loaded = weight_file_facts(checkpoint_dir)
+        if self._loaded == weight_file_facts(self._model_dir):
+            self._changed = frozenset()
 
     @cached_property
     def _base_identity(self) -> str:
