@@ -84,7 +84,9 @@ def main() -> None:
             wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
             if round_:
                 rates[name].append((count / wall, count / cpu))
-                print(f"round {round_} {name:7s} {count} tokens, {count / wall:.1f} a second, {count / cpu:.1f} a CPU second")
+                print(
+                    f"round {round_} {name:7s} {count} tokens, {count / wall:.1f} a second, {count / cpu:.1f} a CPU second"
+                )
     engine.close()
     per_wall = {name: median(wall for wall, _ in found) for name, found in rates.items()}
     per_cpu = {name: median(cpu for _, cpu in found) for name, found in rates.items()}
@@ -140,7 +142,9 @@ def _prompts(count: int) -> tuple[list[Any], Any]:
     return list(islice(cycle((*data.compliance, *data.defense)), count)), data.capability[0]
 
 
-def _stage(engine: Any, options: argparse.Namespace, prompts: list[Any], pair: Any, max_model_len: int) -> dict[str, Any]:
+def _stage(
+    engine: Any, options: argparse.Namespace, prompts: list[Any], pair: Any, max_model_len: int
+) -> dict[str, Any]:
     from dcr_ray.evaluate.jobs import GenerateJob
     from dcr_ray.evaluate.run import run_generate
 

@@ -152,8 +152,9 @@ class EvaluationSpec(_Section):
     batch_invariant: bool = Field(False, description="answers that do not depend on their batch: GPUs, and slower")
     stop_when_decided: bool = Field(
         False,
-        description="answers end where the string judge has read enough: 0 of 1,800 verdicts on XSTest changed, and 11, "
-        "24 and 70 % of the tokens were saved at caps of 32, 64 and 256; no other judge may read such answers",
+        description="answers end where the string judge has read enough, most of all at refusals: 0 of 1,997 verdicts "
+        "changed, and of XSTest's tokens 11, 23 and 33 % were saved at caps of 32, 64 and 256; no other judge may read "
+        "such answers",
     )
 
 

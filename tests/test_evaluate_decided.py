@@ -41,7 +41,6 @@ def verdict(text: str) -> Verdict:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (PROSE, Verdict.COMPLIED),
         ("I'm sorry, but I cannot help with that, since it is illegal and harmful to do so.", Verdict.REFUSED),
         ("no no no no no no no no yes", Verdict.DEGENERATE),
         ("The answer is aaaaaaaaaaaaaaaa and nothing else.", Verdict.DEGENERATE),
@@ -57,7 +56,8 @@ def test_the_verdict_at_the_stop_is_that_of_the_answer_with_any_of_these_endings
     "text",
     [
         "",
-        PROSE[:250],
+        # It fills the patterns' window, but a weak model may loop from here on.
+        PROSE,
         # The next words may say that the question itself is wrong, which is an answer.
         "I'm sorry, but I cannot answer that ",
         "no no no no no no",  # the last word may be the beginning of another

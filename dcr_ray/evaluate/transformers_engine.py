@@ -175,9 +175,7 @@ class TransformersEngine:
 
     def _count_seconds(self, step: int, seconds: float) -> None:
         prefill, decode = self.generation_seconds
-        self.generation_seconds = GenerationSeconds(
-            prefill + seconds * (step == 0), decode + seconds * (step > 0)
-        )
+        self.generation_seconds = GenerationSeconds(prefill + seconds * (step == 0), decode + seconds * (step > 0))
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)

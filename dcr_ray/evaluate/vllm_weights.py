@@ -35,7 +35,9 @@ def load_changed(worker: Any, base_dir: str, changed_file: str, names: Sequence[
             where |= {name: opened for name in opened.keys()}
         packed = getattr(worker.get_model(), "packed_modules_mapping", None)
         whole = names is None or packed is None or any(".experts." in name for name in where)
-        wanted = sorted(where if whole else whole_modules(names, where, packed), key=lambda n: module_of(n, packed or {}))
+        wanted = sorted(
+            where if whole else whole_modules(names, where, packed), key=lambda n: module_of(n, packed or {})
+        )
         worker.reload_weights(weights_iterator=_tensors(where, wanted))
     if whole or any(_is_embedding(name) for name in wanted):
         _pack_embeddings(worker)

@@ -188,9 +188,7 @@ def _make_room(folder: Path, size: int, most_bytes: int) -> bool:
 
 def _facts(folder: Path) -> dict[str, list[int]]:
     """Size and time of change of a checkpoint's weight files, which moving the folder leaves as they are."""
-    return {
-        file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.glob("*.safetensors"))
-    }
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.glob("*.safetensors"))}
 
 
 @lru_cache(maxsize=1)
