@@ -84,9 +84,7 @@ def main() -> None:
             wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
             if round_:
                 rates[name].append((count / wall, count / cpu))
-                print(
-                    f"round {round_} {name:7s} {count} tokens, {count / wall:.1f} a second, {count / cpu:.1f} a CPU second"
-                )
+                print(f"round {round_} {name:7s} {count} tokens, {count / wall:.1f}/s, {count / cpu:.1f} a CPU second")
     engine.close()
     per_wall = {name: median(wall for wall, _ in found) for name, found in rates.items()}
     per_cpu = {name: median(cpu for _, cpu in found) for name, found in rates.items()}

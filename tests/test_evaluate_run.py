@@ -95,7 +95,7 @@ def test_the_seconds_of_the_parts_are_those_of_the_stage(engine, job):
 
 
 def test_answers_that_ended_early_are_judged_as_the_whole_ones_are(engine, job, tmp_path):
-    """The tiny model's answers are noise in which the judge finds nothing to decide, so loops are put in their place."""
+    """The tiny model's answers are noise in which nothing is decided, so loops are put in their place."""
 
     class Looping:
         def __getattr__(self, name):
