@@ -210,6 +210,7 @@ class StudyInputs:
                 output_dir=output_dir,
                 refusal_probability=evaluation.refusal_probability,
                 repeat=repeat,
+                stop_when_decided=evaluation.stop_when_decided,
             )
 
         return self._task(

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dcr_ray.errors import InputError, StaleWeights
 from dcr_ray.evaluate.canary import next_token_logprobs, write_canary
 from dcr_ray.evaluate.figures import perplexity
+from dcr_ray.evaluate.generation import DECIDED_EVERY
 from dcr_ray.evaluate.transformers_engine import TransformersEngine
+from dcr_ray.weights import shared_memory
+from dcr_ray.weights.identity import model_identity
 from dcr_ray.weights.tiny import build_tiny_model
 
 MODELS = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}
@@ -125,6 +128,97 @@ def test_without_a_new_pack_of_the_head_vllm_keeps_a_stale_one_and_the_canary_sa
     engine.load(checkpoints.b)
 
 
+CHANGES = {
+    "one part of a fused module": ("layers.0.self_attn.q_proj.weight",),
+    "half of another, the norms and the embedding": (
+        "layers.1.mlp.up_proj.weight",
+        "layers.1.mlp.down_proj.weight",
+        "norm.weight",
+        "embed_tokens.weight",
+        "lm_head.weight",
+    ),
+}
+
+
+@pytest.fixture
+def offers(checkpoints, tmp_path, monkeypatch):
+    """Checkpoints that differ from `checkpoints.a` in a few tensors, each offered in shared memory."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", memory)
+    made = []
+    for number, endings in enumerate(CHANGES.values()):
+        folder = tmp_path / f"changed{number}"
+        shutil.copytree(checkpoints.a, folder)
+        model = AutoModelForCausalLM.from_pretrained(checkpoints.a, dtype=torch.float32).eval()
+        generator = torch.Generator().manual_seed(number)
+        changed = {name: weight for name, weight in model.named_parameters() if name.endswith(endings)}
+        with torch.no_grad():
+            for weight in changed.values():
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.2)
+        model.save_pretrained(folder)
+        texts = [checkpoints.tokenizer(text)["input_ids"] for text in CANARY_TEXTS]
+        write_canary(folder, next_token_logprobs(model, texts))
+        checkpoints.models[folder] = model
+        assert shared_memory.offer(folder, changed, model_identity(checkpoints.a), study="s")
+        made.append((folder, frozenset(changed)))
+    yield made
+    for folder, _ in made:
+        del checkpoints.models[folder]
+
+
+def test_changed_weights_come_from_shared_memory_and_what_they_replaced_comes_back(engine, checkpoints, offers):
+    if isinstance(engine, TransformersEngine):
+        pytest.skip("it reads the folder, which it maps into memory")
+    (one, names_of_one), (other, names_of_other) = offers
+    engine.load(checkpoints.a)
+    folders: list[Path] = []
+    read_folder = engine._load_folder
+
+    def watched(folder):
+        folders.append(folder)
+        read_folder(folder)
+
+    engine._load_folder = watched
+    try:
+        for path in (checkpoints.b, one, other, one, checkpoints.b, other, one, checkpoints.a, other):
+            engine.load(path)
+            assert checkpoints.first_token_error(engine, path) < 2e-4
+            known = {one: names_of_one, other: names_of_other, checkpoints.a: frozenset()}.get(path)
+            assert engine._changed == known
+        assert folders == [checkpoints.b, checkpoints.b, checkpoints.a]
+        # Half an offer, and one that is gone, are not used.
+        for file in (tmp for tmp in shared_memory.SHARED_MEMORY.rglob("*.safetensors")):
+            file.write_bytes(file.read_bytes()[:-8])
+        engine.load(one)
+        assert folders[-1] == one and checkpoints.first_token_error(engine, one) < 2e-4
+        shared_memory.withdraw("s")
+        engine.load(other)
+        assert folders[-1] == other and checkpoints.first_token_error(engine, other) < 2e-4
+    finally:
+        engine._load_folder = read_folder
+
+
+def test_an_offer_that_is_not_what_the_folder_holds_is_found_out_and_the_folder_read(engine, checkpoints, offers):
+    if isinstance(engine, TransformersEngine):
+        pytest.skip("it reads the folder")
+    (folder, _), _ = offers
+    wrong = {"model.layers.0.self_attn.q_proj.weight": torch.zeros(128, 128)}
+    assert shared_memory.offer(folder, wrong, model_identity(checkpoints.a), study="s")
+    engine.load(folder)
+    assert engine._changed is None
+    assert checkpoints.first_token_error(engine, folder) < 2e-4
+
+
+def test_weights_that_are_there_already_are_proven_and_not_read_again(engine, checkpoints, monkeypatch):
+    if isinstance(engine, TransformersEngine):
+        pytest.skip("it reads the folder, which it maps into memory")
+    engine.load(checkpoints.b)
+    monkeypatch.setattr(engine, "_load_folder", lambda folder: pytest.fail("read again"))
+    engine.load(checkpoints.b)
+    assert checkpoints.first_token_error(engine, checkpoints.b) < 2e-3
+
+
 def test_greedy_answers_equal_those_of_transformers_one_by_one(engine, checkpoints):
     engine.load(checkpoints.b)
     finished = []
@@ -148,6 +242,49 @@ def test_a_stop_token_ends_an_answer_and_is_not_in_its_text(engine, checkpoints)
     assert (answer.finish_reason, answer.token_count) == ("stop", length)
     assert answer.text == checkpoints.tokenizer.decode(expected[: length - 1], skip_special_tokens=True)
     assert (cut.finish_reason, cut.token_count) == ("length", 3)
+
+
+def test_an_answer_ends_where_its_reader_has_read_enough_and_the_others_go_on(engine, checkpoints):
+    engine.load(checkpoints.b)
+    most = 3 * DECIDED_EVERY
+    full = engine.generate(checkpoints.prompts, max_tokens=most)
+    asked = []
+
+    def decided(place: int, text: str) -> bool:
+        asked.append((place, text))
+        return place in (1, 4)
+
+    answers = engine.generate(checkpoints.prompts, max_tokens=most, decided=decided)
+    for place, (whole, answer) in enumerate(zip(full, answers, strict=True)):
+        if place in (1, 4):
+            assert (answer.finish_reason, answer.token_count) == ("decided", DECIDED_EVERY)
+            assert whole.text.startswith(answer.text) and (place, answer.text) in asked
+            assert answer.first_token_logprobs == pytest.approx(whole.first_token_logprobs, abs=2e-3)
+        else:
+            assert answer == whole._replace(first_token_logprobs=answer.first_token_logprobs)
+    assert {place for place, _ in asked} == set(range(5))
+
+
+def test_seconds_are_those_of_prompts_and_of_answers(engine, checkpoints):
+    engine.load(checkpoints.b)
+    engine.generate(checkpoints.prompts, max_tokens=1)
+    one = engine.generation_seconds
+    engine.generate(checkpoints.prompts, max_tokens=12)
+    many = engine.generation_seconds
+    assert one.prefill > 0 and one.decode == 0
+    assert many.prefill > 0 and many.decode > many.prefill
+
+
+def test_requests_are_taken_back_where_progress_raises(engine, checkpoints):
+    engine.load(checkpoints.b)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    expected = engine.generate(checkpoints.prompts[:1], max_tokens=3)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(checkpoints.prompts, max_tokens=12, progress=interrupt)
+    assert [answer.text for answer in engine.generate(checkpoints.prompts[:1], max_tokens=3)] == [expected[0].text]
 
 
 def test_the_same_prompts_give_the_same_generations_again(engine, checkpoints):

@@ -86,6 +86,45 @@ def judge_job(job: GenerateJob, folder: Path, judges=(StringSpec(),), judge: str
     )
 
 
+def test_the_seconds_of_the_parts_are_those_of_the_stage(engine, job):
+    seconds = run_generate(job, engine[0])["seconds"]
+    total = seconds.pop("total")
+    assert list(seconds) == ["weights_to_engine", "data", "prefill", "decode", "refusal_probability", "score"]
+    assert sum(seconds.values()) == pytest.approx(total)
+    assert seconds["prefill"] > 0 and seconds["decode"] > 0 and seconds["data"] >= 0
+
+
+def test_answers_that_ended_early_are_judged_as_the_whole_ones_are(engine, job, tmp_path):
+    """The tiny model's answers are noise in which nothing is decided, so loops are put in their place."""
+
+    class Looping:
+        def __getattr__(self, name):
+            return getattr(engine[0], name)
+
+        def generate(self, tokens, *, decided=None, **options):
+            answers = engine[0].generate(tokens, **options)
+            looped = [answer._replace(text="no " * 20, token_count=20) for answer in answers]
+            if decided is None:
+                return looped
+            assert not decided(0, "no no no ")
+            assert all(decided(place, "no " * 8) for place in range(len(tokens)))
+            return [answer._replace(text="no " * 8, token_count=8, finish_reason="decided") for answer in looped]
+
+    found = {}
+    for stop in (False, True):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        asked = replace(job, stop_when_decided=stop, output_dir=str(folder), repeat=1)
+        results = run_generate(asked, Looping())
+        assert results["decided"] == (15 if stop else 0)
+        (folder / "judged").mkdir()
+        judged = run_judge(judge_job(asked, folder / "judged"))
+        frame = Outcomes.read(folder / "judged" / OUTCOMES_FILE).frame
+        found[stop] = frame["verdict"].tolist(), judged["metrics"]["defense/cut_share"]
+    assert found[True][0] == found[False][0] == ["degenerate"] * 15
+    assert found[True][1] == 0
+
+
 def test_the_sets_and_the_distribution_of_every_answer_are_in_the_outcomes(engine, job, tmp_path):
     run_generate(job, engine[0])
     metrics = run_judge(judge_job(job, tmp_path))["metrics"]

@@ -94,6 +94,7 @@ def evaluate(options: Namespace) -> int:
             spec.evaluation.max_model_tokens,
             str(generate_dir),
             spec.evaluation.refusal_probability,
+            stop_when_decided=spec.evaluation.stop_when_decided,
         )
         generated = run_generate(job, engine, _progress("generate"))
         judged = run_judge(

@@ -79,15 +79,36 @@ def read_canary(checkpoint_dir: Path | str) -> list[CanaryPrompt] | None:
     return canary
 
 
-def compute_canary(checkpoint_dir: Path | str, tokenizer: Any) -> list[CanaryPrompt]:
-    """The canary of a folder that was written without one: loads it in fp32 with transformers, which takes seconds."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+WeightFiles = tuple[tuple[int, int, int, int], ...]
 
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir, dtype=torch.float32, local_files_only=True).eval()
-    return next_token_logprobs(model, [tokenizer(text)["input_ids"] for text in _FALLBACK_TEXTS])
+
+def weight_file_facts(folder: Path | str) -> WeightFiles:
+    """Device, inode, size and time of change of a folder's weight files: the same facts are the same weights, also
+    where the folder has moved."""
+    facts = [file.stat() for file in sorted(Path(folder).glob("*.safetensors"))]
+    return tuple((fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns) for fact in facts)
+
+
+def compute_canary(checkpoint_dir: Path | str, tokenizer: Any) -> list[CanaryPrompt]:
+    """The canary of a folder that was written without one: loads it in fp32 with transformers, which takes seconds.
+
+    It is remembered, so that a folder which is evaluated again is not loaded again.
+    """
+    key = (str(Path(checkpoint_dir).resolve()), weight_file_facts(checkpoint_dir))
+    if key not in _COMPUTED:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(checkpoint_dir, dtype=torch.float32, local_files_only=True).eval()
+        _COMPUTED.clear()
+        _COMPUTED[key] = next_token_logprobs(model, [tokenizer(text)["input_ids"] for text in _FALLBACK_TEXTS])
+    return _COMPUTED[key]
+
+
+_COMPUTED: dict[tuple[str, WeightFiles], list[CanaryPrompt]] = {}
+"""The canary of the latest folder that had none."""
 
 
 def largest_difference(canary: Sequence[CanaryPrompt], answers: Sequence[Mapping[int, float]]) -> float:
@@ -132,14 +153,17 @@ def prove_live(
     return difference
 
 
-def swap_and_prove(engine: Engine, swap: Callable[[Path | str], None], checkpoint_dir: Path | str) -> None:
-    """Hand an engine its new weights and have it prove them; once more where the proof fails.
+def swap_and_prove(
+    engine: Engine, swaps: tuple[Callable[[Path | str], None], Callable[[Path | str], None]], checkpoint_dir: Path | str
+) -> None:
+    """Hand an engine its new weights and have it prove them; once more, in the second way, where the proof fails.
 
     Raises StaleWeights after the second failed proof: the engine must then be closed and built anew.
     """
-    swap(checkpoint_dir)
+    first, second = swaps
+    first(checkpoint_dir)
     try:
         engine.prove_live(checkpoint_dir)
     except StaleWeights:
-        swap(checkpoint_dir)
+        second(checkpoint_dir)
         engine.prove_live(checkpoint_dir)

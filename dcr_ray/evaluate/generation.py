@@ -17,9 +17,17 @@ MOST_NEXT_TOKENS = 128
 """How many tokens may follow one prefix of the scored continuations: as many as vLLM gives by their ids at once."""
 
 Precision = Literal["auto", "fp32", "bf16"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "decided"]
+"""An end token, the token cap, or that whoever reads the answer had read enough."""
+
 Progress = Callable[[int, int], None]
 """Called with (prompts finished, prompts in all)."""
+
+Decided = Callable[[int, str], bool]
+"""Told of (place of a prompt, its answer so far): whether what follows no longer matters."""
+
+DECIDED_EVERY = 8
+"""Tokens between two such questions. A fixed number makes the place of a stop the answer's own, not its batch's."""
 
 _SHAPE_FIELDS = (
     "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
@@ -36,6 +44,13 @@ class Generation(NamedTuple):
     first_token_logprobs: dict[int, float]
 
 
+class GenerationSeconds(NamedTuple):
+    """Wall-clock seconds spent on reading prompts, and on all tokens after an answer's first."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
 class Place(NamedTuple):
     """Where a walk through continuations stands: the number of a prompt, and the tokens taken after it."""
 
@@ -45,6 +60,9 @@ class Place(NamedTuple):
 
 class Engine(Protocol):
     """One loaded model that answers greedily, and whose weights can be exchanged for others of its architecture."""
+
+    generation_seconds: GenerationSeconds
+    """Of the latest call of `generate`."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -65,8 +83,10 @@ class Engine(Protocol):
         stop_token_ids: Sequence[int] = (),
         logprobs: int = TOP_LOGPROBS,
         progress: Progress | None = None,
+        decided: Decided | None = None,
     ) -> list[Generation]:
-        """Greedy responses in the order of the prompts."""
+        """Greedy responses in the order of the prompts. An answer ends where `decided`, asked every DECIDED_EVERY
+        tokens, says so; its finish reason is then "decided"."""
 
     def sequence_logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
         """For each (token ids, n_prompt): log-probability in nats of all tokens after the first n_prompt."""

@@ -12,7 +12,8 @@ from dcr_ray.judge_spec import JudgeSpec
 class GenerateJob:
     """Answer every prompt of every set with the checkpoint's weights, greedily, and score the capability pairs.
 
-    A `repeat` above 0 answers again, in another order, so that every prompt meets another batch.
+    A `repeat` above 0 answers again, in another order, so that every prompt meets another batch. With
+    `stop_when_decided` an answer ends where the string judge has read enough of it.
     """
 
     checkpoint_dir: str
@@ -24,6 +25,7 @@ class GenerateJob:
     output_dir: str
     refusal_probability: bool = False
     repeat: int = 0
+    stop_when_decided: bool = False
 
 
 @dataclass(frozen=True)

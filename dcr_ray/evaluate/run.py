@@ -44,6 +44,7 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
     refusal_probability where it is asked for) and returns the stage's metrics and seconds. Raises StaleWeights where
     the engine does not serve the checkpoint, StageFailed for prompts that it cannot take.
     """
+    from dcr_ray.evaluate.decided import verdict_decided
     from dcr_ray.evaluate.figures import perplexity
     from dcr_ray.evaluate.first_token import first_token_refusal_probability, refusal_first_tokens
     from dcr_ray.evaluate.flips import reordered
@@ -61,6 +62,9 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
     steps = len(items) * (1 + job.refusal_probability) + len(scored)
     order = reordered(len(items), job.repeat)
 
+    def decided(place: int, text: str) -> bool:
+        return verdict_decided(items[order[place]][1].text, text)
+
     def finished(done: int, _: int) -> None:
         report({"step": done, "steps": steps})
 
@@ -70,8 +74,10 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
             max_tokens=job.max_tokens,
             stop_token_ids=(end_token(tokenizer),),
             progress=finished,
+            decided=decided if job.stop_when_decided else None,
         )
         generations = [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
+        prefill, decode = engine.generation_seconds
         generated = time.perf_counter()
         beginnings = tokenized_beginnings(tokenizer) if job.refusal_probability else None
         refusals = (
@@ -111,13 +117,17 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
         "metrics": {"perplexity": guard},
         "tokens": sum(generation.token_count for generation in generations),
         "prompts": len(items),
+        "decided": sum(generation.finish_reason == "decided" for generation in generations),
         "refusal_beginnings": None
         if beginnings is None
         else {"identity": beginnings.identity(), "dropped": len(beginnings.dropped)},
         "capability_pairs": {"scored": len(scored), "too_long": len(pairs) - len(scored)},
         "seconds": {
             "weights_to_engine": loaded - started,
-            "generate": generated - loaded,
+            # Tokenising, and what generation does besides the model: queueing requests and turning tokens into text.
+            "data": generated - loaded - prefill - decode,
+            "prefill": prefill,
+            "decode": decode,
             "refusal_probability": refused - generated,
             "score": ended - refused,
             "total": ended - started,

@@ -6,6 +6,7 @@ call to the next.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,12 @@ from typing import Any, Literal
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.evaluate.canary import prove_live, swap_and_prove
 from dcr_ray.evaluate.generation import (
+    DECIDED_EVERY,
     TOP_LOGPROBS,
+    Decided,
+    FinishReason,
     Generation,
+    GenerationSeconds,
     Place,
     Precision,
     Progress,
@@ -57,6 +62,7 @@ class TransformersEngine:
         self._model = self._read(model_dir)
         self._max_model_len = self._model.config.max_position_embeddings
         self._end_tokens = end_tokens(model_dir, self._tokenizer)
+        self.generation_seconds = GenerationSeconds()
 
     def _read(self, model_dir: Path | str) -> Any:
         import torch
@@ -76,7 +82,7 @@ class TransformersEngine:
         Raises InputError for a checkpoint of another shape and StaleWeights after the second failed proof.
         """
         check_same_shape(self._model_dir, checkpoint_dir)
-        swap_and_prove(self, self._swap, checkpoint_dir)
+        swap_and_prove(self, (self._swap, self._swap), checkpoint_dir)
 
     def _swap(self, checkpoint_dir: Path | str) -> None:
         self._model = None  # before the new weights are read, so that both are never held at once
@@ -96,23 +102,37 @@ class TransformersEngine:
         stop_token_ids: Sequence[int] = (),
         logprobs: int = TOP_LOGPROBS,
         progress: Progress | None = None,
+        decided: Decided | None = None,
     ) -> list[Generation]:
         """Greedy responses in the order of the prompts, with the `logprobs` most probable first tokens of each.
 
-        Stops at the model's end tokens and `stop_token_ids`. Raises InputError for prompts that do not fit.
+        Stops at the model's end tokens and `stop_token_ids`, and where `decided` says so. Raises InputError for prompts
+        that do not fit. A batch's first pass, which reads its prompts, is prefill; all others are decode.
         """
         check_prompts(prompts, max_tokens, self._max_model_len)
         stop = self._end_tokens | set(stop_token_ids)
+        self.generation_seconds = GenerationSeconds()
         results: list[Generation] = []
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start : start + self._batch_size]
-            results += self._generate_batch(batch, max_tokens, stop, logprobs)
+
+            def ended(row: int, tokens: list[int], start: int = start) -> FinishReason | None:
+                if tokens[-1] in stop:
+                    return "stop"
+                asked = decided is not None and len(tokens) % DECIDED_EVERY == 0 and len(tokens) < max_tokens
+                return "decided" if asked and decided(start + row, self._text(tokens)) else None
+
+            results += self._generate_batch(batch, max_tokens, ended, logprobs)
             if progress is not None:
                 progress(len(results), len(prompts))
         return results
 
     def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: frozenset[int], logprobs: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        ended: Callable[[int, list[int]], FinishReason | None],
+        logprobs: int,
     ) -> list[Generation]:
         import torch
 
@@ -122,10 +142,12 @@ class TransformersEngine:
         mask = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts)], device=self._device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         written: list[list[int]] = [[] for _ in prompts]
+        reasons: list[FinishReason | None] = [None for _ in prompts]
         first: list[dict[int, float]] = []
         cache = None
         with torch.inference_mode():
             for step in range(max_tokens):
+                started = time.perf_counter()
                 output = self._model(
                     input_ids=tokens,
                     attention_mask=mask,
@@ -139,20 +161,28 @@ class TransformersEngine:
                     best = logits.log_softmax(-1).topk(min(max(logprobs, 1), logits.shape[-1]))
                     first = [dict(zip(i, v)) for i, v in zip(best.indices.tolist(), best.values.tolist())]
                 chosen = logits.argmax(-1)
-                for tokens_of_one, token in zip(written, chosen.tolist()):
-                    if not (tokens_of_one and tokens_of_one[-1] in stop):
-                        tokens_of_one.append(token)
-                if all(tokens_of_one[-1] in stop for tokens_of_one in written):
+                for row, token in enumerate(chosen.tolist()):
+                    if reasons[row] is None:
+                        written[row].append(token)
+                        reasons[row] = ended(row, written[row])
+                self._count_seconds(step, time.perf_counter() - started)
+                if all(reasons):
                     break
                 tokens = chosen[:, None]
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
                 positions = positions[:, -1:] + 1
-        return [self._generation(*pair, stop) for pair in zip(written, first)]
+        return [self._generation(*row) for row in zip(written, first, reasons)]
 
-    def _generation(self, tokens: list[int], first: dict[int, float], stop: frozenset[int]) -> Generation:
-        stopped = tokens[-1] in stop
-        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        return Generation(text, len(tokens), "stop" if stopped else "length", first)
+    def _count_seconds(self, step: int, seconds: float) -> None:
+        prefill, decode = self.generation_seconds
+        self.generation_seconds = GenerationSeconds(prefill + seconds * (step == 0), decode + seconds * (step > 0))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _generation(self, tokens: list[int], first: dict[int, float], reason: FinishReason | None) -> Generation:
+        text = self._text(tokens[:-1] if reason == "stop" else tokens)
+        return Generation(text, len(tokens), reason or "length", first)
 
     def sequence_logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
         """For each (token ids, n_prompt): log-probability in nats of the tokens after the first n_prompt.

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dcr_ray.errors import InputError, Problem
-from dcr_ray.evaluate.canary import ASKED_LOGPROBS, prove_live, swap_and_prove
+from dcr_ray.evaluate.canary import ASKED_LOGPROBS, WeightFiles, prove_live, swap_and_prove, weight_file_facts
 from dcr_ray.evaluate.generation import (
+    DECIDED_EVERY,
     TOP_LOGPROBS,
+    Decided,
     Generation,
+    GenerationSeconds,
     Place,
     Precision,
     Progress,
@@ -28,12 +31,19 @@ from dcr_ray.evaluate.generation import (
     end_tokens,
     walk_continuations,
 )
+from dcr_ray.evaluate.vllm_steps import StepDriver
+from dcr_ray.evaluate.vllm_weights import load_changed, load_folder
+from dcr_ray.weights.identity import model_identity
+from dcr_ray.weights.shared_memory import POINTER_FILE, offered
 
 CPU_KV_CACHE_BYTES = 256 * 2**20
 """Room for some thousand tokens of a small model; vLLM queues what does not fit."""
 
 CPU_BATCHED_TOKENS = 256
 """Tokens of a step on a CPU. Prompt log-probabilities need this many x vocabulary x 4 bytes, three times over."""
+
+CONTINUED_PROMPTS = 128
+"""Prompts whose continuations are scored together: they must stay in the prefix cache from one length to the next."""
 
 
 class VllmEngine:
@@ -108,8 +118,24 @@ class VllmEngine:
         )
         self.precision = "fp32" if "float32" in str(self._llm.llm_engine.model_config.dtype) else "bf16"
         self._max_model_len = max_model_len
-        self._block = 2 * max_num_seqs
+        self._steps = StepDriver(self._llm)
         self._end_tokens = end_tokens(model_dir, self.tokenizer)
+        self._loaded: WeightFiles | None = weight_file_facts(model_dir)
+        # Names of the tensors that are not the base model's; None where it is not known.
+        self._changed: frozenset[str] | None = frozenset()
+        self.generation_seconds = GenerationSeconds()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have the first calls' compilation behind, which takes some seconds, before there is work.
+
+        vLLM compiles the ranks of log-probabilities, for one row and anew for any number.
+        """
+        token = min(self._end_tokens, default=0)
+        for rows in (1, 2, 3):
+            self.generate([[token] * 4] * rows, max_tokens=1)
+            self.sequence_logprobs([([token] * (2 + rows), 1)])
+        self._llm.reset_prefix_cache()
 
     @property
     def tokenizer(self) -> Any:
@@ -118,17 +144,45 @@ class VllmEngine:
     def load(self, checkpoint_dir: Path | str) -> None:
         """Exchange the weights for those of `checkpoint_dir` and prove it; a failed proof is tried again once.
 
-        Raises InputError for a checkpoint of another shape, and StaleWeights after the second failed proof: the engine
-        must then be closed and built anew.
+        Where the checkpoint's changed tensors are offered in this node's shared memory (`weights.shared_memory`),
+        only they are loaded, and those that the weights before had changed are set back to the base model's. Weights
+        that the engine has already are only proven. The second try always reads the folder, whole. Raises InputError
+        for a checkpoint of another shape, and StaleWeights after the second failed proof: the engine must then be
+        closed and built anew.
         """
         check_same_shape(self._model_dir, checkpoint_dir)
-        swap_and_prove(self, self._swap, checkpoint_dir)
+        swap_and_prove(self, (self._load_quickly, self._load_folder), checkpoint_dir)
 
-    def _swap(self, checkpoint_dir: Path | str) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint_dir)})
-        if self._on_cpu:
-            self._llm.collective_rpc(_repack_embeddings)
+    def _load_quickly(self, checkpoint_dir: Path | str) -> None:
+        facts = weight_file_facts(checkpoint_dir)
+        if facts and facts == self._loaded:
+            self._llm.reset_prefix_cache()  # a further evaluation of the same weights begins as the first one did
+            return
+        found = offered(checkpoint_dir, self._base_identity) if (Path(checkpoint_dir) / POINTER_FILE).exists() else None
+        if found is None:
+            self._load_folder(checkpoint_dir)
+            return
+        changed, self._changed, self._loaded = self._changed, None, None
+        names = None if changed is None else sorted(changed | found.names)
+        try:
+            self._llm.collective_rpc(load_changed, args=(self._model_dir, str(found.file), names))
+        except FileNotFoundError:
+            self._load_folder(checkpoint_dir)  # the offer was removed in this moment
+            return
         self._llm.reset_prefix_cache()
+        self._changed, self._loaded = found.names, facts
+
+    def _load_folder(self, checkpoint_dir: Path | str) -> None:
+        self._changed, self._loaded = None, None
+        self._llm.collective_rpc(load_folder, args=(str(checkpoint_dir),))
+        self._llm.reset_prefix_cache()
+        self._loaded = weight_file_facts(checkpoint_dir)
+        if self._loaded == weight_file_facts(self._model_dir):
+            self._changed = frozenset()
+
+    @cached_property
+    def _base_identity(self) -> str:
+        return model_identity(self._model_dir)
 
     def prove_live(
         self, checkpoint_dir: Path | str, *, without_canary: Literal["compute", "skip"] = "compute"
@@ -144,10 +198,12 @@ class VllmEngine:
         stop_token_ids: Sequence[int] = (),
         logprobs: int = TOP_LOGPROBS,
         progress: Progress | None = None,
+        decided: Decided | None = None,
     ) -> list[Generation]:
         """Greedy responses in the order of the prompts, with the `logprobs` most probable first tokens of each.
 
-        Stops at the model's end tokens and `stop_token_ids`. Raises InputError for prompts that do not fit.
+        Stops at the model's end tokens and `stop_token_ids`, and where `decided` says so. Raises InputError for prompts
+        that do not fit.
         """
         from vllm import SamplingParams
 
@@ -156,24 +212,30 @@ class VllmEngine:
         # The stop tokens say all that ends an answer, so the library's own notion of it is turned off. Text is decoded
         # here, once, so that both engines decode alike.
         common = {"temperature": 0.0, "stop_token_ids": stop, "ignore_eos": True, "detokenize": False}
-        parameters = SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **common)
-        results: list[Generation] = []
-        for start in range(0, len(prompts), self._block):
-            block = [{"prompt_token_ids": list(prompt)} for prompt in prompts[start : start + self._block]]
-            outputs = self._llm.generate(block, parameters, use_tqdm=False)
-            results += [self._generation(output.outputs[0], stop) for output in outputs]
-            if progress is not None:
-                progress(len(results), len(prompts))
-        return results
+        parameters = SamplingParams(max_tokens=max_tokens, logprobs=logprobs, flat_logprobs=True, **common)
 
-    def _generation(self, output: Any, stop: Sequence[int]) -> Generation:
+        def watch(place: int, tokens: list[int]) -> bool:
+            return len(tokens) % DECIDED_EVERY == 0 and decided(place, self._text(tokens))
+
+        requests = [(prompt, parameters) for prompt in prompts]
+        steps = self._steps.run(requests, progress, watch if decided else None)
+        self.generation_seconds = steps.seconds
+        return [
+            self._generation(output.outputs[0], stop, place in steps.ended)
+            for place, output in enumerate(steps.outputs)
+        ]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _generation(self, output: Any, stop: Sequence[int], decided: bool) -> Generation:
         tokens = list(output.token_ids)
         stopped = output.finish_reason == "stop"
         kept = tokens[:-1] if stopped and tokens[-1] in stop else tokens
         return Generation(
-            text=self.tokenizer.decode(kept, skip_special_tokens=True),
+            text=self._text(kept),
             token_count=len(tokens),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="decided" if decided else "stop" if stopped else "length",
             first_token_logprobs={token: entry.logprob for token, entry in output.logprobs[0].items()},
         )
 
@@ -185,15 +247,17 @@ class VllmEngine:
         from vllm import SamplingParams
 
         check_sequences(sequences, self._max_model_len)
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        totals: list[float] = []
-        for start in range(0, len(sequences), self._block):
-            block = sequences[start : start + self._block]
-            outputs = self._llm.generate([{"prompt_token_ids": t} for t, _ in block], parameters, use_tqdm=False)
-            for (tokens, n_prompt), output in zip(block, outputs, strict=True):
-                entries = zip(tokens[n_prompt:], output.prompt_logprobs[n_prompt:], strict=True)
-                totals.append(sum(logprobs[token].logprob for token, logprobs in entries))
-        return totals
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+        steps = self._steps.run([(tokens, parameters) for tokens, _ in sequences])
+        return [
+            # The first entry of a position is the prompt's own token.
+            sum(logprobs.logprobs[logprobs.start_indices[at]] for at in range(n_prompt, len(tokens)))
+            for (tokens, n_prompt), logprobs in zip(
+                sequences, (output.prompt_logprobs for output in steps.outputs), strict=True
+            )
+        ]
 
     def continuation_logprobs(
         self,
@@ -210,8 +274,8 @@ class VllmEngine:
         """
         check_continuations(prompts, continuations, self._max_model_len)
         results: list[list[float]] = []
-        for start in range(0, len(prompts), self._block):
-            block = prompts[start : start + self._block]
+        for start in range(0, len(prompts), CONTINUED_PROMPTS):
+            block = prompts[start : start + CONTINUED_PROMPTS]
             results += walk_continuations(len(block), continuations, negligible, partial(self._score, block))
             if progress is not None:
                 progress(len(results), len(prompts))
@@ -225,9 +289,9 @@ class VllmEngine:
 
         common = {"temperature": 0.0, "max_tokens": 1, "ignore_eos": True, "detokenize": False}
         parameters = [SamplingParams(logprob_token_ids=list(following), **common) for following in tokens]
-        requests = [{"prompt_token_ids": [*prompts[place.prompt], *place.prefix]} for place in places]
-        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
-        for output, following in zip(outputs, tokens, strict=True):
+        requests = [[*prompts[place.prompt], *place.prefix] for place in places]
+        steps = self._steps.run(list(zip(requests, parameters, strict=True)))
+        for output, following in zip(steps.outputs, tokens, strict=True):
             logprobs = output.outputs[0].logprobs[0]
             yield [logprobs[token].logprob for token in following]
 
@@ -267,17 +331,3 @@ def _no_batch_invariance(found: str) -> Problem:
 def _has_batch_invariant_kernels(platform: Any) -> bool:
     """Read from vLLM 0.32, which does not check it: on a CPU its first step raises a TypeError."""
     return platform.is_rocm() or platform.is_xpu() or (platform.is_cuda() and platform.has_device_capability(80))
-
-
-def _repack_embeddings(worker: Any) -> None:
-    """Pack the output head anew for oneDNN.
-
-    On a CPU reload_weights leaves the head's packed copy of the old weights in use where head and embedding are tied:
-    nothing raises, and log-probabilities are off by some tenths (vLLM 0.32).
-    """
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-    for module in worker.get_model().modules():
-        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

@@ -73,8 +73,13 @@ def _loops(text: str) -> bool:
         longest >= LONGEST_RUN
         or (len(words) >= LOOP_WORDS and repeated_share(words) > REPEATED_SHARE)
         or (len(encoded) >= 200 and len(zlib.compress(encoded, 9)) / len(encoded) < COMPRESSED_SHARE)
-        or any(_LETTER_LOOP.search(word) for word in text.split() if len(word) >= 10)
+        or any(map(letter_loop, text.split()))
     )
+
+
+def letter_loop(word: str) -> bool:
+    """Whether one word repeats a letter, or a few letters, as no word does."""
+    return len(word) >= 10 and _LETTER_LOOP.search(word) is not None
 
 
 def repeated_share(words: list[str]) -> float:

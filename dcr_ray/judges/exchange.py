@@ -12,7 +12,8 @@ Progress = Callable[[int, int], None]
 
 
 class Exchange(NamedTuple):
-    """A prompt and one response to it; `finish_reason` is "stop", or "length" for one cut by the token limit."""
+    """A prompt and one response to it; `finish_reason` is "stop", "length" for one cut by the token limit, or "decided"
+    for one that ended where the string judge had read enough."""
 
     prompt: str
     response: str

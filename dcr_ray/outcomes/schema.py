@@ -38,7 +38,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "split": ("search", "test"),
     "field": tuple(HITS),
     "verdict": tuple(verdict.value for verdict in Verdict),
-    "finish_reason": ("stop", "length"),
+    "finish_reason": ("stop", "length", "decided"),
 }
 COUNTS = ("seed", "repeat", "tokens")
 PROBABILITIES = ("first_token_refusal_probability", "refusal_probability")
