@@ -369,7 +369,7 @@ def main() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    # A machine with other work on it loses minutes to threads that spin; an idle one loses nothing by threads that sleep.
+    # Threads that spin while they wait lose minutes on a machine that has other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import optuna
     import torch

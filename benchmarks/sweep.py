@@ -5,8 +5,10 @@
     python benchmarks/sweep.py --storage FOLDER --peer-trials 3                       # a quick look, scaled up
 
 Both sides are processes of their own, timed from start to end, one after the other, with every file they read in the
-page cache. The peer runs the recipes that the search of ours asked for, and unless --own-order is given the same batches
-in the same order, so that the two compute the same numbers up to rounding. The last line is one JSON object.
+page cache. The peer runs the recipes that the search of ours asked for, and unless --own-order is given the same
+batches in the same order, so that the two compute the same numbers up to rounding: greedy answers may then part where
+two tokens are nearly equal, which moves a rate by a prompt or two and not in one direction. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -53,14 +56,17 @@ class Memory(threading.Thread):
         self.cpu: dict[psutil.Process, float] = {}
 
     def run(self) -> None:
-        known: set[psutil.Process] = {self.root}
+        known: set[psutil.Process] = set()
         while not self.over.wait(self.every):
-            for process in list(known):
+            try:
+                below = {self.root, *self.root.children(recursive=True)}
                 # A process whose parent has ended is no longer a descendant, but it was seen as one before.
-                try:
-                    known.update(process.children(recursive=True))
-                except psutil.NoSuchProcess:
-                    known.discard(process)
+                for orphan in known - below:
+                    if orphan.is_running():
+                        below |= {orphan, *orphan.children(recursive=True)}
+            except psutil.NoSuchProcess:
+                continue
+            known = below
             held: dict[str, int] = defaultdict(int)
             for process in known:
                 try:
@@ -80,7 +86,11 @@ class Memory(threading.Thread):
         self.join()
         largest = sorted(self.peak_of_role.items(), key=lambda item: -item[1])
         cpu = round(sum(self.cpu.values()), 1)
-        return {"cpu_seconds": cpu, "peak_gib": _gib(self.peak), "by_role_gib": {role: _gib(size) for role, size in largest[:8]}}
+        return {
+            "cpu_seconds": cpu,
+            "peak_gib": _gib(self.peak),
+            "by_role_gib": {role: _gib(size) for role, size in largest[:8]},
+        }
 
 
 def _role(command: list[str]) -> str:
@@ -105,7 +115,12 @@ def timed(command: list[str], log: Path, every: float, environment: dict[str, st
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | environment)
         memory = Memory(process.pid, every)
         memory.start()
-        code = process.wait()
+        try:
+            code = process.wait()
+        finally:
+            # Whoever stops the comparison stops the side that runs: a study ends in an orderly way.
+            if process.poll() is None:
+                process.terminate()
         seconds = time.perf_counter() - start
     figures = memory.figures()
     if code:
@@ -246,8 +261,10 @@ def losses_of(trial: Trial, stage: str) -> list[float]:
 
 def compare(ours: dict[str, Trial], peer: list[dict[str, Any]], data: StudyData, folder: Path) -> dict[str, float]:
     """Both sides' figures trial by trial, and their largest differences."""
-    print("\nquality        compliance          defense           perplexity           losses: largest difference")
-    print("trial        ours  peer  diff   ours  peer  diff    ours    peer  ratio    dcr (rel.)  sft mean  same answers")
+    print(f"\n{'quality':14} compliance          defense           perplexity           losses: largest difference")
+    print(
+        "trial        ours  peer  diff   ours  peer  diff    ours    peer  ratio    dcr (rel.)  sft mean  same answers"
+    )
     worst = defaultdict(float)
     for row in peer:
         trial = ours.get(row["name"])
@@ -300,11 +317,12 @@ def main() -> None:
     parser.add_argument("--storage", required=True, help="a folder for both sides' files, fresh unless --only peer")
     parser.add_argument("--only", choices=["ours", "peer"])
     parser.add_argument("--peer-trials", type=int, help="run so many of the peer's (the baseline is one), scale up")
-    parser.add_argument("--peer-argument", action="append", default=[], help="passed on, e.g. --peer-argument=--truncate")
+    parser.add_argument("--peer-argument", action="append", default=[], help="passed on: --peer-argument=--truncate")
     parser.add_argument("--own-order", action="store_true", help="the peer draws its own batches")
     parser.add_argument("--halving", action="store_true", help="ours once more, stopping trials after the DCR stage")
     parser.add_argument("--memory-every", type=float, default=2.0, help="seconds between two looks at the memory")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     overrides = options.overrides + ([f"search.trials={options.trials}"] if options.trials else [])
     spec = Study.from_yaml(options.spec, overrides).spec
     storage = Path(options.storage).absolute()
@@ -356,7 +374,8 @@ def main() -> None:
         seconds, memory, results = run_ours(halved, storage / "ours-halving", options.memory_every)
         states = [trial.state for trial in results.trials]
         document["ours_halving"] = {"seconds": seconds, "pruned": states.count("pruned"), "memory": memory}
-        print(f"\nNOT THE SAME WORK: ours with halving after the DCR stage {seconds:.1f} s, {states.count('pruned')} stopped")
+        pruned = states.count("pruned")
+        print(f"\nNOT THE SAME WORK: ours with halving after the DCR stage {seconds:.1f} s, {pruned} stopped")
         if peer_side:
             document["ratio_halving"] = round(peer_side["seconds"] / seconds, 3)
     print(json.dumps(document))

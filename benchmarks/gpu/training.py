@@ -6,12 +6,13 @@
 - DCR: a step of `run_dcr` at depths l/L of .25, .5, .75 against a forward and backward pass of the whole model with the
   loss at the last layer (the limit of their ratio is l/L) and against `peer_sweep.refine`, which runs the whole model
   forward and reads `hidden_states[l]`.
-- SFT: `run_sft` against Trainer (`peer_sweep.fine_tune`), LoRA and full, in tokens a second, padding not counted, and MFU.
+- SFT: `run_sft` against Trainer (`peer_sweep.fine_tune`), LoRA and full, in tokens a second, without padding, and MFU.
 
 Every figure is a difference of two runs, one longer than the other, so that loading, warming and writing drop out.
-Model FLOPs: full fine-tuning 6 N T + 6 V d A, LoRA 4 N T + 4 V d A (no gradient of frozen weights), with N the parameters
-of the layers' matrices, T tokens, A answer tokens (where the head is needed), V d the head; attention's own products and
-the adapters' are left out, so MFU is a little understated. Needs neither Ray nor vLLM. The last line is one JSON object.
+Model FLOPs: full fine-tuning 6 N T + 6 V d A, LoRA 4 N T + 4 V d A (no gradient of frozen weights), with N the
+parameters of the layers' matrices, T tokens, A answer tokens (where the head is needed), V d the head; attention's own
+products and the adapters' are left out, so MFU is a little understated. Needs neither Ray nor vLLM. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -181,8 +182,10 @@ def sft_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
     for kind in ("lora", "full"):
         lora = LoraRecipe(rank=16, alpha=32, targets=LORA_TARGETS) if kind == "lora" else None
 
-        def recipe(epochs: int) -> SftRecipe:
-            return SftRecipe(epochs=epochs, batch_size=options.batch, max_tokens=options.max_tokens, lora=lora)  # noqa: B023
+        base = SftRecipe(batch_size=options.batch, max_tokens=options.max_tokens, lora=lora)
+
+        def recipe(epochs: int, base: SftRecipe = base) -> SftRecipe:
+            return base.model_copy(update={"epochs": epochs})
 
         def ours(epochs: int) -> dict[str, float]:
             out = folder.parent / f"{folder.name}-sft"
@@ -222,7 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True, help="where the random model is written, once")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape and few steps, fp32 on a CPU")
-    parser.add_argument("--peak-flops", type=float, default=989e12, help="dense bf16 of the device; H100 SXM by default")
+    parser.add_argument(
+        "--peak-flops", type=float, default=989e12, help="dense bf16 of the device; H100 SXM by default"
+    )
     parser.add_argument("--batch", type=int, default=32, help="prompts of a DCR batch and sequences of an SFT batch")
     parser.add_argument("--warm", type=int, default=5, help="DCR steps of the shorter run")
     parser.add_argument("--steps", type=int, default=40, help="DCR steps that are measured")
