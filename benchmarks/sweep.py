@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +47,30 @@ LIBRARIES = "torch, transformers, peft, accelerate, pytorch_metric_learning, opt
 
 
 class Memory(threading.Thread):
-    """A process with all its descendants, looked at every few seconds: their proportional set size, which is what they
-    hold together, pages that several share counted once; and their CPU seconds, which other programs hardly touch."""
+    """Some processes with all their descendants, looked at every few seconds.
 
-    def __init__(self, root: int, every: float):
+    Their proportional set size is what they hold together, pages that several share counted once; their CPU seconds are
+    hardly touched by other programs.
+    """
+
+    def __init__(self, roots: list[int], every: float):
         super().__init__(daemon=True)
-        self.root, self.every, self.over = psutil.Process(root), every, threading.Event()
+        self.roots = [psutil.Process(root) for root in roots]
+        self.every, self.over = every, threading.Event()
         self.peak, self.peak_of_role = 0, defaultdict(int)
         self.cpu: dict[psutil.Process, float] = {}
 
     def run(self) -> None:
         known: set[psutil.Process] = set()
         while not self.over.wait(self.every):
-            try:
-                below = {self.root, *self.root.children(recursive=True)}
-                # A process whose parent has ended is no longer a descendant, but it was seen as one before.
-                for orphan in known - below:
-                    if orphan.is_running():
-                        below |= {orphan, *orphan.children(recursive=True)}
-            except psutil.NoSuchProcess:
-                continue
+            below: set[psutil.Process] = set()
+            # A process whose parent has ended is no longer a descendant, but it was seen as one before.
+            for process in [*self.roots, *known]:
+                if process not in below and process.is_running():
+                    try:
+                        below |= {process, *process.children(recursive=True)}
+                    except psutil.NoSuchProcess:
+                        continue
             known = below
             held: dict[str, int] = defaultdict(int)
             for process in known:
@@ -106,25 +111,36 @@ def _gib(size: int) -> float:
     return round(size / 2**30, 2)
 
 
-def timed(command: list[str], log: Path, every: float, environment: dict[str, str]) -> tuple[float, dict[str, Any]]:
-    """Wall-clock seconds of a process from its start to its end, and its memory. Raises SystemExit where it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"running {' '.join(command)} > {log}", flush=True)
-    with open(log, "w") as file:
+def timed(commands: list[list[str]], logs: list[Path], every: float) -> tuple[float, dict[str, Any]]:
+    """Wall-clock seconds from the start of the commands, all at once, to the end of the last, and their memory.
+
+    Raises SystemExit where one fails.
+    """
+    with ExitStack() as stack:
+        files = []
+        for command, log in zip(commands, logs, strict=True):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            print(f"running {' '.join(command)} > {log}", flush=True)
+            files.append(stack.enter_context(open(log, "w")))
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | environment)
-        memory = Memory(process.pid, every)
+        processes = [
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            for command, file in zip(commands, files, strict=True)
+        ]
+        memory = Memory([process.pid for process in processes], every)
         memory.start()
         try:
-            code = process.wait()
+            codes = [process.wait() for process in processes]
         finally:
             # Whoever stops the comparison stops the side that runs: a study ends in an orderly way.
-            if process.poll() is None:
-                process.terminate()
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
         seconds = time.perf_counter() - start
     figures = memory.figures()
-    if code:
-        sys.exit(f"{command} ended with {code}:\n{log.read_text()[-3000:]}")
+    for command, log, code in zip(commands, logs, codes, strict=True):
+        if code:
+            sys.exit(f"{command} ended with {code}:\n{log.read_text()[-3000:]}")
     return seconds, figures
 
 
@@ -136,7 +152,7 @@ def run_ours(spec: StudySpec, folder: Path, every: float) -> tuple[float, dict[s
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(spec.as_yaml())
     command = [sys.executable, "-m", "dcr_ray.cli.main", "sweep", str(folder / "study.yaml")]
-    seconds, memory = timed(command, folder / "log.txt", every, {})
+    seconds, memory = timed([command], [folder / "log.txt"], every)
     return seconds, memory, Study(spec).results()
 
 
@@ -318,6 +334,9 @@ def main() -> None:
     parser.add_argument("--only", choices=["ours", "peer"])
     parser.add_argument("--peer-trials", type=int, help="run so many of the peer's (the baseline is one), scale up")
     parser.add_argument("--peer-argument", action="append", default=[], help="passed on: --peer-argument=--truncate")
+    parser.add_argument(
+        "--peer-workers", type=int, default=1, help="so many copies of the peer at once, cores and trials divided"
+    )
     parser.add_argument("--own-order", action="store_true", help="the peer draws its own batches")
     parser.add_argument("--halving", action="store_true", help="ours once more, stopping trials after the DCR stage")
     parser.add_argument("--memory-every", type=float, default=2.0, help="seconds between two looks at the memory")
@@ -346,23 +365,33 @@ def main() -> None:
     elif (storage / "ours" / "runs").exists():
         ours = {t.name: t for t in Study.open(spec.study, str(storage / "ours" / "runs")).results().trials}
     if options.only != "ours":
+        if options.peer_workers > 1 and options.peer_trials:
+            parser.error("--peer-trials scales up one worker's trials only")
         trials = [(t.name, t.params, t.recipe) for t in ours.values()] or recipes_without_ours(spec)
         folder = storage / "peer"
         _, steps = write_work(spec, data, trials, folder, not options.own_order)
         few = options.peer_trials is not None and options.peer_trials < len(trials)
-        work, _ = write_work(spec, data, trials[: options.peer_trials], folder, not options.own_order)
-        command = [sys.executable, str(HERE / "peer_sweep.py"), str(work), "--out", str(folder)]
-        seconds, memory = timed([*command, *options.peer_argument], folder / "log.txt", options.memory_every, {})
-        found = json.loads((folder / "log.txt").read_text().splitlines()[-1])
-        parts = mean_parts([row["seconds"] for row in found["trials"]])
+        chosen = trials[: options.peer_trials]
+        shares = [chosen[place :: options.peer_workers] for place in range(options.peer_workers)]
+        threads = str(max(1, (os.cpu_count() or 1) // len(shares)))
+        commands, logs = [], []
+        for place, share in enumerate(shares):
+            part = folder / f"worker-{place}"
+            work, _ = write_work(spec, data, share, part, not options.own_order)
+            script = [sys.executable, str(HERE / "peer_sweep.py"), str(work), "--out", str(folder)]
+            commands.append([*script, "--threads", threads, *options.peer_argument])
+            logs.append(part / "log.txt")
+        seconds, memory = timed(commands, logs, options.memory_every)
+        rows = [row for log in logs for row in json.loads(log.read_text().splitlines()[-1])["trials"]]
+        parts = mean_parts([row["seconds"] for row in rows])
         note = ""
         if few:
-            note = f" ESTIMATED FROM {len(found['trials'])} OF {len(trials)} TRIALS ({seconds:.1f} s measured)"
-            seconds = scaled_up(found["trials"], seconds, steps)
+            note = f" ESTIMATED FROM {len(rows)} OF {len(trials)} TRIALS ({seconds:.1f} s measured)"
+            seconds = scaled_up(rows, seconds, steps)
         peer_side = {"seconds": seconds, "note": note, "trials": len(trials), "parts": parts, "memory": memory}
         document["peer"] = peer_side | {"estimated": few}
         if ours:
-            document["differences"] = compare(ours, found["trials"], data, folder)
+            document["differences"] = compare(ours, rows, data, folder)
     table(ours_side, peer_side)
     if ours_side and peer_side:
         document["ratio"] = round(peer_side["seconds"] / ours_side["seconds"], 3)
