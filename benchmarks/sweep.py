@@ -101,7 +101,8 @@ class Memory(threading.Thread):
 def _role(command: list[str]) -> str:
     first = command[0] if command else "?"
     if first.startswith("ray::"):
-        return first.split("(")[0].split(" ")[0]
+        # Ray appends the method that is running.
+        return re.split(r"[(. ]", first)[0]
     names = [Path(part).name for part in command[:4] if not part.startswith("-")]
     script = next((name for name in names[1:] if re.fullmatch(r"[\w.]+", name)), "")
     return f"{Path(first.split(' ')[0]).name} {script}".strip()
@@ -307,14 +308,14 @@ def compare(ours: dict[str, Trial], peer: list[dict[str, Any]], data: StudyData,
         worst["fewest_same_answers"] = min(worst.get("fewest_same_answers", 1.0), same)
         cells.append(f"{max(dcr, default=0.0):9.1e}  {difference:8.1e}  {same:6.1%}")
         print("  ".join(cells))
-    return {name: round(value, 6) for name, value in worst.items()}
+    return {name: float(f"{value:.3g}") for name, value in worst.items()}
 
 
 def table(ours: dict[str, Any] | None, peer: dict[str, Any] | None) -> None:
     for name, side in (("ours", ours), ("peer", peer)):
         if side:
             print(f"\n{name}: {side['seconds']:.1f} s{side['note']}, {side['seconds'] / side['trials']:.1f} s a trial")
-            print("  mean seconds a trial (stages of several trials overlap in ours): ", end="")
+            print("  mean seconds a trial (stages overlap in ours; the four after `engine` are parts of it): ", end="")
             print(", ".join(f"{part} {seconds:.1f}" for part, seconds in side["parts"].items()))
             print(f"  CPU seconds of all its processes, to one look: {side['memory']['cpu_seconds']:.0f}")
             print(f"  memory: {side['memory']['peak_gib']} GiB in all; peaks by role {side['memory']['by_role_gib']}")
