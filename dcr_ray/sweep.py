@@ -65,7 +65,8 @@ def sweep(spec: StudySpec, *, address: str | None = None, console: Any = None) -
 
 def _run(ready: Ready, address: str | None, console: Any) -> SweepResult:
     from dcr_ray.search.ask_tell import Search
-    from dcr_ray.search.journal import JOURNAL_FILE, StudyJournal, mend_journal
+    from dcr_ray.search.journal import StudyJournal
+    from dcr_ray.search.journal_file import JOURNAL_FILE, mend_journal
 
     spec = ready.spec
     mend_journal(ready.study_dir / JOURNAL_FILE)

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from dcr_ray.errors import InputError
 from dcr_ray.search.ask_tell import Search
 from dcr_ray.search.halving import goes_on
-from dcr_ray.search.journal import JOURNAL_FILE, StudyJournal, importances, mend_journal, read_trials
+from dcr_ray.search.journal import StudyJournal, importances, read_trials
+from dcr_ray.search.journal_file import JOURNAL_FILE, mend_journal
 from dcr_ray.space import grid_points
 from dcr_ray.study import HalvingSpec, parse_study
 
