@@ -160,7 +160,20 @@ def spec_of(folder: Path, trials: int, sampler: str, concurrent: int) -> Any:
     )
 
 
-def outcome_of(name: str, params: dict[str, Any]) -> dict[str, Any]:
+def evaluated_once(spec: Any, folder: Path) -> dict[str, str]:
+    """One trial's stages, answered and judged for real; every trial shows these files. Stage -> its directory."""
+    from dcr_ray.pools.simulated import run_simulated, simulated_inputs
+    from dcr_ray.recipe import Recipe
+    from dcr_ray.stages import run_here, run_stages
+
+    def submit(task: Any) -> Any:
+        return run_here(task) if task.place == "here" else (task.commit(run_simulated(task), {}), False)
+
+    outcome = run_stages(simulated_inputs(spec, folder).tasks(Recipe(), "t"), submit, lambda *_: None)
+    return {stage["name"]: stage["path"] for stage in outcome["stages"]}
+
+
+def outcome_of(name: str, params: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
     """A response surface with a conflict of the objectives, as many figures as a real trial has, and noise of its own."""
     depth, scale = params.get("dcr.layer_depth", 0.5), params.get("dcr.scale", 8.0)
     rate = params.get("sft.learning_rate", 3e-5)
@@ -177,7 +190,7 @@ def outcome_of(name: str, params: dict[str, Any]) -> dict[str, Any]:
         metrics |= {f"{field}.macro": value, f"{field}.in_distribution": value, f"{field}.out_of_distribution": value}
     names = ("dcr", "sft", "generate", "judge") if params else ("sft", "generate", "judge")
     stages = [
-        {"name": stage, "key": f"{name}-{stage}".ljust(64, "0"), "path": "", "seconds": 9.5, "cached": False}
+        {"name": stage, "key": f"{name}-{stage}".ljust(64, "0"), "path": paths[stage], "seconds": 9.5, "cached": False}
         for stage in names
     ]
     return {"metrics": metrics, "stages": stages, "seconds": {stage: 9.5 for stage in names}, "failure": None}
@@ -197,13 +210,14 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
 
     study_dir = study_folder(spec)
     study_dir.mkdir(parents=True)
+    paths = evaluated_once(spec, folder)
     journal = StudyJournal(spec, study_dir)
     search = Search(journal)
     with open(os.devnull, "w") as nowhere, Tracker(study_dir, default_tracking_uri(study_dir), spec.study) as tracker:
         observer = Observer(spec, journal, tracker, spec.as_yaml())
         view = LiveView(Console(file=nowhere), spec.study, search.total, spec.objectives, spec.search.concurrent)
         with view:
-            _ask_and_tell(search, observer, view, spec.search.concurrent, meter, look_every)
+            _ask_and_tell(search, observer, view, spec.search.concurrent, meter, look_every, paths)
         started = time.process_time()
         trials = journal.trials()
         report = write_report(
@@ -215,7 +229,9 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
     return ended
 
 
-def _ask_and_tell(search: Any, observer: Any, view: Any, concurrent: int, meter: Meter, look_every: int) -> None:
+def _ask_and_tell(
+    search: Any, observer: Any, view: Any, concurrent: int, meter: Meter, look_every: int, paths: dict[str, str]
+) -> None:
     running: list[Any] = []
     count = 0
     while True:
@@ -225,7 +241,7 @@ def _ask_and_tell(search: Any, observer: Any, view: Any, concurrent: int, meter:
         if not running:
             return
         ask = running.pop(0)
-        search.finish(ask.name, outcome_of(ask.name, ask.params))
+        search.finish(ask.name, outcome_of(ask.name, ask.params, paths))
         observer.trial_ended(ask.name)
         count += 1
         if count % look_every == 0:
