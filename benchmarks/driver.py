@@ -111,6 +111,12 @@ class Meter:
         if self._ended % self._block == 0:
             self._cpu.append(time.process_time())
             self._wall.append(time.monotonic())
+            spent = (self._cpu[-1] - self._cpu[-2]) / self._block * 1e3
+            print(f"  {self._ended} trials, {spent:.1f} ms each, {_pss_mib():.0f} MiB", file=sys.stderr, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        return self._cpu[-1] - self._cpu[0]
 
     def figures(self) -> dict[str, Any]:
         per_trial = np.diff(self._cpu) / self._block * 1e3
@@ -156,6 +162,7 @@ def spec_of(folder: Path, trials: int, sampler: str, concurrent: int) -> Any:
             "objectives": {"compliance": "maximize", "defense": "maximize"},
             "constraints": {"perplexity": {"at_most_baseline_times": 1.2}},
             "search": {"trials": trials, "sampler": sampler, "concurrent": concurrent},
+            "resources": {"worker_groups": 1, "engines": 1},
         }
     )
 
@@ -213,7 +220,9 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
     paths = evaluated_once(spec, folder)
     journal = StudyJournal(spec, study_dir)
     search = Search(journal)
-    with open(os.devnull, "w") as nowhere, Tracker(study_dir, default_tracking_uri(study_dir), spec.study) as tracker:
+    with open(os.devnull, "w") as nowhere, Tracker(
+        study_dir, default_tracking_uri(study_dir), spec.study, close_seconds=0.0
+    ) as tracker:
         observer = Observer(spec, journal, tracker, spec.as_yaml())
         view = LiveView(Console(file=nowhere), spec.study, search.total, spec.objectives, spec.search.concurrent)
         with view:
@@ -225,7 +234,6 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
         )
         observer.end(trials, report, interrupted=False)
         ended = time.process_time() - started
-        tracker.close_seconds = 0
     return ended
 
 
@@ -264,7 +272,35 @@ class NoCrew:
 
 def run_on_ray(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
     """The sweep's own driver on a Ray of its own; only the workers are simulated."""
-    raise NotImplementedError
+    from io import StringIO
+
+    from rich.console import Console
+
+    from dcr_ray.observe import Observer
+    from dcr_ray.pools.simulated import SimulatedCrew, simulated_inputs
+    from dcr_ray.preflight import Ready, study_folder
+    from dcr_ray.sweep import run_ready
+    from dcr_ray.tracking import default_tracking_uri
+
+    class MeteredObserver(Observer):
+        def trial_ended(self, name: str) -> None:
+            super().trial_ended(name)
+            meter.ended()
+
+    import dcr_ray.sweep
+
+    dcr_ray.sweep.Observer = MeteredObserver
+    study_dir = study_folder(spec)
+    study_dir.mkdir(parents=True)
+    ready = Ready(
+        spec, study_dir, folder / "caches", folder / "report", default_tracking_uri(study_dir),
+        simulated_inputs(spec, folder),
+    )  # fmt: skip
+    started = time.process_time()
+    result = run_ready(ready, "local", Console(file=StringIO()), SimulatedCrew)
+    if not result.complete:
+        raise SystemExit(f"the study did not end: {result.stopped}")
+    return time.process_time() - started - meter.seconds
 
 
 if __name__ == "__main__":

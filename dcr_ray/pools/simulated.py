@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dcr_ray.data.examples import Pair, Prompt
 from dcr_ray.data.of_study import StudyData
@@ -139,3 +139,48 @@ class SimulatedWorker:
                 ray.get(broker.failed.remote(name, task.key, failure.kind, failure.reason))
             else:
                 ray.get(broker.done.remote(name, record))
+
+
+class SimulatedCrew:
+    """In the place of a `Crew`: a real broker, and simulated workers that answer in no time. Needs a running Ray."""
+
+    gone: str | None = None
+
+    def __init__(self, inputs: StudyInputs, resources: Any, namespace: str, *_: Any):
+        self.namespace = namespace
+        self.broker_name = f"broker-{inputs.study}"
+
+    def __enter__(self) -> SimulatedCrew:
+        import ray
+
+        from dcr_ray.pools.broker import Broker
+
+        place = {"namespace": self.namespace, "num_cpus": 0}
+        self.broker = ray.remote(Broker).options(name=self.broker_name, max_concurrency=10_000, **place).remote()
+        self._workers = {kind: ray.remote(SimulatedWorker).options(**place).remote(0.0) for kind in get_args(Place)[:2]}
+        self._serving = [
+            worker.serve.remote(self.broker_name, self.namespace, kind, kind) for kind, worker in self._workers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.get(self.broker.close.remote("the study has ended"))
+        ray.wait(self._serving, num_returns=len(self._serving), timeout=20)
+        for actor in (*self._workers.values(), self.broker):
+            ray.kill(actor)
+
+    def watch(self) -> list[str]:
+        return []
+
+    def news(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        import ray
+
+        return ray.get([self.broker.events.remote(), self.broker.under_way.remote()], timeout=30)
+
+    def group_lines(self) -> list[str]:
+        return ["simulated"]
+
+    def engine_lines(self) -> list[str]:
+        return ["simulated"]
