@@ -157,6 +157,7 @@ class SimulatedCrew:
 
         place = {"namespace": self.namespace, "num_cpus": 0}
         self.broker = ray.remote(Broker).options(name=self.broker_name, max_concurrency=10_000, **place).remote()
+        ray.get(self.broker.events.remote())
         self._workers = {kind: ray.remote(SimulatedWorker).options(**place).remote(0.0) for kind in get_args(Place)[:2]}
         self._serving = [
             worker.serve.remote(self.broker_name, self.namespace, kind, kind) for kind, worker in self._workers.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 Asked = TypeVar("Asked")
@@ -31,6 +31,10 @@ class AskedAhead(Generic[Asked]):
         while len(self._waiting) < self._count:
             self._waiting.append(self._thread.submit(self._ask, True))
         return taken.result()
+
+    def settle(self) -> None:
+        """Returns when all that is to wait does."""
+        wait(self._waiting)
 
     def close(self) -> None:
         """Returns when nothing is being asked for any more. What waits is not taken by anyone."""
