@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def main() -> None:
                 f"{row['trials_per_second']:.1f} trials/s",
                 flush=True,
             )
-    worst = max(row["block_ms"][-1] for row in rows if row["sampler"] == "random") if "random" in options.samplers else 0
+    worst = max(row["block_ms"][-1] for row in rows)
     print(
         json.dumps(
             {
@@ -181,7 +180,7 @@ def evaluated_once(spec: Any, folder: Path) -> dict[str, str]:
 
 
 def outcome_of(name: str, params: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """A response surface with a conflict of the objectives, as many figures as a real trial has, and noise of its own."""
+    """A response surface whose objectives are in conflict, with as many figures as a real trial has, and with noise."""
     depth, scale = params.get("dcr.layer_depth", 0.5), params.get("dcr.scale", 8.0)
     rate = params.get("sft.learning_rate", 3e-5)
     noise = np.random.default_rng(int.from_bytes(name.encode()[-6:], "big")).normal(0, 0.02, 3)
@@ -211,7 +210,7 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
     from dcr_ray.preflight import study_folder
     from dcr_ray.report.live import LiveView
     from dcr_ray.report.markdown import write_report
-    from dcr_ray.search.ask_tell import Search
+    from dcr_ray.search.ask_tell import Search, places_ahead
     from dcr_ray.search.journal import StudyJournal, importances
     from dcr_ray.tracking import Tracker, default_tracking_uri
 
@@ -219,14 +218,16 @@ def run_alone(spec: Any, folder: Path, meter: Meter, look_every: int) -> float:
     study_dir.mkdir(parents=True)
     paths = evaluated_once(spec, folder)
     journal = StudyJournal(spec, study_dir)
-    search = Search(journal)
-    with open(os.devnull, "w") as nowhere, Tracker(
-        study_dir, default_tracking_uri(study_dir), spec.study, close_seconds=0.0
-    ) as tracker:
+    search = Search(journal, ahead=places_ahead(spec))
+    with (
+        open(os.devnull, "w") as nowhere,
+        Tracker(study_dir, default_tracking_uri(study_dir), spec.study, close_seconds=0.0) as tracker,
+    ):
         observer = Observer(spec, journal, tracker, spec.as_yaml())
         view = LiveView(Console(file=nowhere), spec.study, search.total, spec.objectives, spec.search.concurrent)
         with view:
             _ask_and_tell(search, observer, view, spec.search.concurrent, meter, look_every, paths)
+        search.close()
         started = time.process_time()
         trials = journal.trials()
         report = write_report(

@@ -33,8 +33,6 @@ from dcr_ray.tracking import Tracker
 from dcr_ray.trial import Trial
 
 WATCH_SECONDS = 1.0
-MOST_AHEAD = 2
-"""Trials that are asked for before a place is free for them; see `Search`."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,14 @@ def sweep(spec: StudySpec, *, address: str | None = None, console: Any = None) -
 
 def run_ready(ready: Ready, address: str | None, console: Any, make_crew: Any = None) -> SweepResult:
     """The sweep of a study that was found ready, by whoever holds its `driver_lock`. `make_crew` replaces `Crew`."""
-    from dcr_ray.search.ask_tell import Search
+    from dcr_ray.search.ask_tell import Search, places_ahead
     from dcr_ray.search.journal import StudyJournal
     from dcr_ray.search.journal_file import JOURNAL_FILE, mend_journal
 
     spec = ready.spec
     mend_journal(ready.study_dir / JOURNAL_FILE)
     journal = StudyJournal(spec, ready.study_dir)
-    # With one place a suggestion has all results, and it takes less time than the fewest seconds of a trial.
-    search = Search(journal, ahead=min(MOST_AHEAD, spec.search.concurrent - 1))
+    search = Search(journal, ahead=places_ahead(spec))
     stopped: str | None = None
     with Tracker(ready.study_dir, ready.tracking_uri, spec.study) as tracker:
         observer = Observer(spec, journal, tracker, spec.as_yaml())

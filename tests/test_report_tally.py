@@ -17,9 +17,7 @@ def some_end(name: str, chance: random.Random):
         return failed_trial(name, reason="no memory")
     trial = search_trial(name, chance.randrange(1, 60), chance.randrange(1, 60), feasible=chance.random() < 0.8)
     minutes = chance.randrange(60)
-    return replace(
-        trial, started="2026-11-25T10:00:00+00:00", ended=f"2026-11-25T10:{minutes:02d}:30+00:00"
-    )
+    return replace(trial, started="2026-11-25T10:00:00+00:00", ended=f"2026-11-25T10:{minutes:02d}:30+00:00")
 
 
 def running(name: str):

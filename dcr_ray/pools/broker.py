@@ -174,9 +174,7 @@ class Broker:
         self._happened(event, task.trial, task.stage, task.key, **values)
 
     def _happened(self, event: str, trial: str, stage: str, key: str, **values: Any) -> None:
-        self._events.append(
-            {"event": event, "time": time.time(), "trial": trial, "stage": stage, "key": key, **values}
-        )
+        self._events.append({"event": event, "time": time.time(), "trial": trial, "stage": stage, "key": key, **values})
 
     async def _wake(self) -> None:
         async with self._changed:

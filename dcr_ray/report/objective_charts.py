@@ -154,7 +154,7 @@ def _look_of(trial: Trial, on_front: bool) -> str:
 
 
 def _reach(values: Sequence[Measured]) -> list[list[float]] | None:
-    """The intervals as matplotlib wants them: how far each goes below and above its value. Without one it is nothing."""
+    """The intervals as matplotlib wants them: how far each goes below and above; 0 where there is none."""
     if not any(value.has_interval for value in values):
         return None
     ends = [(value.low, value.high) if value.has_interval else (value.value, value.value) for value in values]

@@ -22,9 +22,19 @@ from dcr_ray.search.halving import goes_on
 from dcr_ray.search.journal import AHEAD, BASELINE_NAME, BEGAN, StudyJournal, trial_name
 from dcr_ray.search.journal_file import together
 from dcr_ray.space import sample
+from dcr_ray.study import StudySpec
 
 FEWEST_TRIALS_TO_JUDGE_FAILURES = 4
 """Before this many searched trials have ended, their failures do not stop the study."""
+
+
+MOST_AHEAD = 2
+"""Trials that a sweep asks for before there is a place for them; see `Search`."""
+
+
+def places_ahead(spec: StudySpec) -> int:
+    """How many trials a sweep asks for ahead: none with one place, where every suggestion has all results."""
+    return min(MOST_AHEAD, spec.search.concurrent - 1)
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,7 @@ class _Memory:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
         if deepcopy or states is None or not set(states) <= {*_LEARNT_FROM, TrialState.RUNNING}:
             return self._study._get_trials(deepcopy, states, use_cache)
         found = [trial for trial in self._remembered if trial.state in states]
