@@ -1,6 +1,6 @@
 """TPE for thousands of trials: Optuna's, on a bounded memory of them.
 
-Optuna's TPE sorts all trials and puts a kernel on each for every suggestion: 15 ms after 1,000 trials, over 150 after
+Optuna's TPE sorts all trials and puts a kernel on each for every suggestion: 15 ms after 1,000 trials, 130 after
 10,000. Up to `MOST_REMEMBERED` trials this is Optuna's sampler, number for number. Beyond, it suggests from the best
 trials of all, the newest ones, and of the older, worse ones fewer the older they are. The best tenth, on which TPE puts
 its good density, is the best tenth of what is remembered, so it is narrower than the best tenth of all; the density of
