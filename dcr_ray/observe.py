@@ -36,7 +36,7 @@ class Observer:
         self._messages: list[str] = []
         self._stages: dict[str, dict[str, StageView]] = {}
         self._changed = threading.Event()
-        self._trials: list[Trial] = journal.trials()
+        self._refresh()
         tracker.study(
             spec.study, spec.model_dump(mode="json"), {"dcr.model": spec.model, "dcr.fingerprint": spec.fingerprint()}
         )
@@ -54,22 +54,22 @@ class Observer:
 
     def trial_ended(self, name: str) -> None:
         self._changed.set()
-        self._trials = self._journal.trials()
+        if name != "stl":
+            self._mirror_end(self._journal.trial(name))
+            return
         # A trial that waits for the baseline's value ends together with it.
-        for trial in self._trials:
-            if trial.name == name or (name == "stl" and trial.state in ("complete", "failed")):
+        for trial in self._journal.trials():
+            if trial.name == name or trial.state in ("complete", "failed"):
                 self._mirror_end(trial)
 
     def look(self, crew: Any) -> Snapshot:
         """The study now. Also passes the broker's events on to MLflow."""
-        import ray
-
-        events, under_way = ray.get([crew.broker.events.remote(), crew.broker.under_way.remote()], timeout=30)
+        events, under_way = crew.news()
         for event in events:
             self._mirror(event)
         if self._changed.is_set():
             self._changed.clear()
-            self._trials = self._journal.trials()
+            self._refresh()
         running = [
             RunningStage(
                 stage["trial"],
@@ -82,7 +82,7 @@ class Observer:
             for stage in under_way
         ]
         return Snapshot(
-            trials=[self._with_stages(trial) for trial in self._trials],
+            trials=self._with_stages_so_far(),
             running=running,
             groups=crew.group_lines(),
             engines=crew.engine_lines(),
@@ -112,9 +112,19 @@ class Observer:
         )
         self._tracker.end(STUDY_UID, "killed" if interrupted else "finished")
 
-    def _with_stages(self, trial: Trial) -> Trial:
-        known = self._stages.get(trial.name)
-        return replace(trial, stages=tuple(known.values())) if known and not trial.stages else trial
+    def _refresh(self) -> None:
+        self._trials: list[Trial] = self._journal.trials()
+        self._under_way = [place for place, trial in enumerate(self._trials) if trial.state == "running"]
+        names = {self._trials[place].name for place in self._under_way}
+        self._stages = {name: stages for name, stages in self._stages.items() if name in names}
+
+    def _with_stages_so_far(self) -> list[Trial]:
+        """The journal knows a trial's stages when it has ended; until then the broker's events tell of them."""
+        trials = list(self._trials)
+        for place in self._under_way:
+            if known := self._stages.get(trials[place].name):
+                trials[place] = replace(trials[place], stages=tuple(known.values()))
+        return trials
 
     def _mirror(self, event: dict[str, Any]) -> None:
         trial, stage, kind = event["trial"], event["stage"], event["event"]

@@ -90,6 +90,7 @@ class StudyInputs:
     judges: tuple[JudgeSpec, ...] = (StringSpec(),)
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tasks(self, recipe: Recipe, trial: str, repeat: int = 0) -> list[StageTask]:
         """The stages of a trial in their order, a judge stage for each of `judge_identities` at the end.
@@ -128,9 +129,9 @@ class StudyInputs:
         identity = self._training_identity(recipe) | {
             # What is off leaves the identity as it was before there was such a thing.
             "recipe": dcr.model_dump(mode="json", exclude=None if dcr.frozen_depth else {"frozen_depth"}),
-            "seemingly_toxic": dataset_fingerprint(data.seemingly_toxic),
-            "toxic": dataset_fingerprint(data.toxic),
-            "held_out": [dataset_fingerprint(data.held_out_seemingly_toxic), dataset_fingerprint(data.held_out_toxic)],
+            "seemingly_toxic": self._fingerprint("seemingly_toxic"),
+            "toxic": self._fingerprint("toxic"),
+            "held_out": [self._fingerprint("held_out_seemingly_toxic"), self._fingerprint("held_out_toxic")],
         }
         depth = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}"
         slug = f"{depth}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
@@ -156,8 +157,8 @@ class StudyInputs:
         identity = self._training_identity(recipe) | {
             "parent": parent.key if parent else None,
             "recipe": sft.model_dump(mode="json"),
-            "general": dataset_fingerprint(data.general),
-            "safety": dataset_fingerprint(data.safety),
+            "general": self._fingerprint("general"),
+            "safety": self._fingerprint("safety"),
             "canary_prompts": list(CANARY_PROMPTS),
         }
         how = f"{'dcr' if parent else 'stl'}-{'lora' if sft.lora else 'full'}"
@@ -183,9 +184,9 @@ class StudyInputs:
         data, evaluation = self.data, self.evaluation
         identity = {
             "parent": parent.key,
-            "compliance": dataset_fingerprint(data.compliance),
-            "defense": dataset_fingerprint(data.defense),
-            "capability": dataset_fingerprint(data.capability),
+            "compliance": self._fingerprint("compliance"),
+            "defense": self._fingerprint("defense"),
+            "capability": self._fingerprint("capability"),
             "system_prompt": recipe.system_prompt,
             # What is off leaves the identity as it was before there was such a thing.
             "evaluation": {
@@ -216,6 +217,12 @@ class StudyInputs:
         return self._task(
             "generate", "generate", f"{evaluation.engine}-{evaluation.max_tokens}tokens", identity, trial, job
         )
+
+    def _fingerprint(self, name: str) -> str:
+        """Of one data set of `data`, read through once and not for every trial."""
+        if name not in self._fingerprints:
+            self._fingerprints[name] = dataset_fingerprint(getattr(self.data, name))
+        return self._fingerprints[name]
 
     def _training_identity(self, recipe: Recipe) -> dict[str, Any]:
         return {

@@ -60,22 +60,27 @@ def sweep(spec: StudySpec, *, address: str | None = None, console: Any = None) -
     with driver_lock(ready.study_dir):
         (ready.study_dir / SPEC_FILE).write_text(spec.as_yaml())
         write_ledger(study_ledger(spec.data), ready.study_dir)
-        return _run(ready, address, console)
+        return run_ready(ready, address, console)
 
 
-def _run(ready: Ready, address: str | None, console: Any) -> SweepResult:
-    from dcr_ray.search.ask_tell import Search
-    from dcr_ray.search.journal import JOURNAL_FILE, StudyJournal, mend_journal
+def run_ready(ready: Ready, address: str | None, console: Any, make_crew: Any = None) -> SweepResult:
+    """The sweep of a study that was found ready, by whoever holds its `driver_lock`. `make_crew` replaces `Crew`."""
+    from dcr_ray.search.ask_tell import Search, places_ahead
+    from dcr_ray.search.journal import StudyJournal
+    from dcr_ray.search.journal_file import JOURNAL_FILE, mend_journal
 
     spec = ready.spec
     mend_journal(ready.study_dir / JOURNAL_FILE)
     journal = StudyJournal(spec, ready.study_dir)
-    search = Search(journal)
+    search = Search(journal, ahead=places_ahead(spec))
     stopped: str | None = None
     with Tracker(ready.study_dir, ready.tracking_uri, spec.study) as tracker:
         observer = Observer(spec, journal, tracker, spec.as_yaml())
         if search.remaining():
-            stopped = _run_on_ray(ready, address, console, search, observer)
+            try:
+                stopped = _run_on_ray(ready, address, console, search, observer, make_crew)
+            finally:
+                search.close()
         trials = journal.trials()
         write_outcomes(ready.study_dir, Path(ready.inputs.cache_root), evaluated(trials))
         report = write_study_report(spec, journal, trials, ready.report_dir, stopped)
@@ -83,7 +88,9 @@ def _run(ready: Ready, address: str | None, console: Any) -> SweepResult:
     return SweepResult(tuple(trials), ready.study_dir, report, ready.tracking_uri, not search.remaining(), stopped)
 
 
-def _run_on_ray(ready: Ready, address: str | None, console: Any, search: Any, observer: Observer) -> str | None:
+def _run_on_ray(
+    ready: Ready, address: str | None, console: Any, search: Any, observer: Observer, make_crew: Any
+) -> str | None:
     spec = ready.spec
     cpus = cpus_needed(spec)
     cluster = start_ray(address, cpus, spec.study, ready.study_dir, ready.cache_dir)
@@ -95,13 +102,19 @@ def _run_on_ray(ready: Ready, address: str | None, console: Any, search: Any, ob
             f"Ray {'started on this machine' if cluster.own else 'found at ' + cluster.address}"
             + (f", dashboard http://{cluster.dashboard}" if cluster.dashboard else "")
         )
-        return _run_with_crew(ready, cluster, resources, console, search, observer)
+        return _run_with_crew(ready, cluster, resources, console, search, observer, make_crew)
     finally:
         ray.shutdown()
 
 
 def _run_with_crew(
-    ready: Ready, cluster: RayCluster, resources: Resources, console: Any, search: Any, observer: Observer
+    ready: Ready,
+    cluster: RayCluster,
+    resources: Resources,
+    console: Any,
+    search: Any,
+    observer: Observer,
+    make_crew: Any,
 ) -> str | None:
     from dcr_ray.pools.crew import Crew
     from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
@@ -115,7 +128,7 @@ def _run_with_crew(
     view = LiveView(console, spec.study, search.total, spec.objectives, spec.search.concurrent)
     with (
         _orderly_interruption(searcher),
-        Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
+        (make_crew or Crew)(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
         view,
     ):
         with watching(crew, observer, view, searcher):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dcr_ray.errors import InputError
+from dcr_ray.report.tally import Tally
+from dcr_ray.search import tpe
+from dcr_ray.search.ahead import AskedAhead
 from dcr_ray.search.ask_tell import Search
 from dcr_ray.search.halving import goes_on
-from dcr_ray.search.journal import JOURNAL_FILE, StudyJournal, importances, mend_journal, read_trials
+from dcr_ray.search.journal import StudyJournal, importances, read_trials
+from dcr_ray.search.journal_file import JOURNAL_FILE, journal_storage, mend_journal, together
 from dcr_ray.space import grid_points
 from dcr_ray.study import HalvingSpec, parse_study
 
@@ -250,11 +260,176 @@ def test_a_grid_has_every_step_with_both_ends():
     assert grid_points(space)["dcr.layer_depth"] == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
-def test_hundreds_of_trials_cost_seconds(tmp_path):
-    import time
+def test_a_trial_costs_the_same_however_many_went_before(tmp_path):
+    trials = 2000
+    spec = spec_with(search={"trials": trials, "concurrent": 4})
+    search = Search(StudyJournal(spec, tmp_path), ahead=2)
+    tally = Tally(spec.objectives)
+    stamps, count = [time.process_time()], 0
+    while (ask := search.next()) is not None:
+        search.finish(ask.name, simulated(ask))
+        search.journal.trial(ask.name)
+        count += 1
+        if count % 20 == 0:
+            tally.update(search.journal.trials())
+        if count % (trials // 4) == 0:
+            stamps.append(time.process_time())
+    search.close()
+    first, *_, last = (after - before for before, after in itertools.pairwise(stamps))
+    assert tally.ended >= trials - 20
+    assert last < 1.5 * first, "seconds of 500 trials, the last against the first"
+    assert last / (trials // 4) < 0.02
 
-    search = Search(StudyJournal(spec_with(search={"trials": 300}), tmp_path))
-    started = time.perf_counter()
+
+def test_views_that_are_kept_are_those_that_a_new_reader_builds(tmp_path):
+    spec = spec_with(search={"trials": 12, "concurrent": 3})
+    search = Search(StudyJournal(spec, tmp_path), ahead=1)
+    running, seen = [search.next() for _ in range(3)], []
+    while running:
+        ask = running.pop(0)
+        outcome = simulated(ask) | ({"pruned": "not among the best"} if ask.name == "t004" else {})
+        search.finish(ask.name, outcome)
+        if (following := search.next()) is not None:
+            running.append(following)
+        search._ahead.settle()
+        seen.append(search.journal.trials())
+        assert seen[-1] == read_trials(spec, tmp_path)
+        assert all(search.journal.trial(trial.name) == trial for trial in seen[-1])
+    kept = [one is other for one, other in zip(*seen[-2:], strict=True)]
+    assert kept.count(False) == 1, "only the trial that ended is built again"
+    with pytest.raises(KeyError):
+        search.journal.trial("t999")
+
+
+def _ask_ahead_until_killed(folder, ready):
+    search = Search(StudyJournal(spec_with(search={"trials": 12, "sampler": "tpe"}), folder), ahead=2)
+    for _ in range(4):
+        ask = search.next()
+        search.finish(ask.name, simulated(ask))
+    search.next()
+    search._ahead.settle()
+    ready.set()
+    signal.pause()
+
+
+def test_trials_asked_for_ahead_outlive_a_killed_driver(tmp_path):
+    fresh = multiprocessing.get_context("spawn")
+    ready = fresh.Event()
+    process = fresh.Process(target=_ask_ahead_until_killed, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    mend_journal(tmp_path / JOURNAL_FILE)
+    spec = spec_with(search={"trials": 12, "sampler": "tpe"})
+    before = read_trials(spec, tmp_path)
+    assert [trial.state for trial in before] == ["complete"] * 4 + ["running", "waiting", "waiting"]
+    search = Search(StudyJournal(spec, tmp_path), ahead=2)
+    assert search.remaining() == 9
+    asked = [search.next() for _ in range(3)]
+    assert [(ask.name, ask.params) for ask in asked] == [(trial.name, trial.params) for trial in before[4:]]
+    assert [trial.state for trial in read_trials(spec, tmp_path)[4:7]] == ["running"] * 3
+    for ask in asked:
+        search.finish(ask.name, simulated(ask))
     run_all(search)
-    assert len(search.journal.trials()) == 301
-    assert time.perf_counter() - started < 30
+    search.close()
+    after = search.journal.trials()
+    assert len(after) == 13 and all(trial.state == "complete" for trial in after)
+    assert len({tuple(trial.params.values()) for trial in after[1:]}) == 12
+
+
+def test_a_place_that_is_free_gets_its_trial_while_the_next_is_asked_for():
+    let_go, asked = threading.Event(), iter(range(10))
+
+    def ask(ahead: bool) -> int:
+        if ahead:
+            assert let_go.wait(30)
+        return next(asked)
+
+    trials = AskedAhead(ask, 2)
+    assert trials.take() == 0
+    let_go.set()
+    trials.settle()
+    let_go.clear()
+    assert trials.take() == 1 and trials.take() == 2, "these two were there before the thread could ask on"
+    let_go.set()
+    trials.close()
+
+
+def test_what_asking_ahead_raises_is_raised_when_its_trial_is_taken():
+    def ask(ahead: bool) -> int:
+        if ahead:
+            raise ValueError("no such point")
+        return 0
+
+    trials = AskedAhead(ask, 1)
+    assert trials.take() == 0
+    with pytest.raises(ValueError, match="no such point"):
+        trials.take()
+    trials.close()
+
+
+def test_lines_written_together_are_all_there_or_none(tmp_path):
+    storage = journal_storage(tmp_path / JOURNAL_FILE)
+    study = optuna.create_study(storage=storage, directions=["maximize"])
+    trial = study.ask()
+    with pytest.raises(ZeroDivisionError), together(storage):
+        trial.set_user_attr("a", 1)
+        _ = 1 / 0
+    before = (tmp_path / JOURNAL_FILE).read_bytes()
+    with together(storage):
+        trial.set_user_attr("b", 2)
+        trial.set_user_attr("c", 3)
+        study.tell(trial, 0.5)
+        assert (tmp_path / JOURNAL_FILE).read_bytes() == before
+    plain = JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL_FILE)))
+    (read,) = optuna.load_study(study_name=study.study_name, storage=plain).trials
+    assert read.user_attrs == {"b": 2, "c": 3} and read.value == 0.5
+    with pytest.raises(RuntimeError, match="within a block"), together(storage), together(storage):
+        pass
+
+
+def test_unfinished_trials_are_those_that_optuna_finds(tmp_path):
+    file = tmp_path / JOURNAL_FILE
+    study = optuna.create_study(storage=journal_storage(file))
+    trials = [study.ask() for _ in range(6)]
+    study.enqueue_trial({"x": 1.0})
+    study.tell(trials[1], 1.0)
+    study.tell(trials[4], state=TrialState.FAIL)
+    plain = optuna.load_study(study_name=study.study_name, storage=JournalStorage(JournalFileBackend(str(file))))
+    again = optuna.load_study(study_name=study.study_name, storage=journal_storage(file))
+    for states in ((TrialState.RUNNING,), (TrialState.WAITING,), (TrialState.RUNNING, TrialState.WAITING)):
+        wanted = plain.get_trials(states=states)
+        assert wanted and study.get_trials(states=states) == wanted == again.get_trials(states=states)
+
+
+def _suggested(sampler, trials: int) -> list[dict[str, float]]:
+    return [trial.params for trial in _ran(sampler, trials).trials]
+
+
+def _ran(sampler, trials: int, directions: tuple[str, ...] = ("maximize", "minimize")) -> optuna.Study:
+    study = optuna.create_study(sampler=sampler, directions=directions)
+    for _ in range(trials):
+        trial = study.ask()
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        trial.set_constraint("y", y - 0.9)
+        study.tell(trial, [1 - (x - 0.3) ** 2, (y - 0.6) ** 2 + x / 10][: len(directions)])
+    return study
+
+
+def test_tpe_is_optunas_own_until_it_forgets(monkeypatch):
+    options = {"seed": 1, "n_startup_trials": 5, "multivariate": True, "constant_liar": True}
+    plain = _suggested(optuna.samplers.TPESampler(**options), 60)
+    assert _suggested(tpe.RememberingTPESampler(**options), 60) == plain
+    for name, value in (("MOST_REMEMBERED", 30), ("REMEMBERED_AFTER_FORGETTING", 25), ("_BEST", 6), ("_NEWEST", 12)):
+        monkeypatch.setattr(tpe, name, value)
+    forgetful = tpe.RememberingTPESampler(**options)
+    assert _suggested(forgetful, 60)[:30] == plain[:30]
+    forgetful = tpe.RememberingTPESampler(**options)
+    study = _ran(forgetful, 120, ("maximize",))
+    remembered = {trial.number for trial in forgetful._remembered}
+    assert len(remembered) == len(forgetful._remembered) <= 30
+    assert {*range(112, 119)} <= remembered, "the newest are not forgotten"
+    feasible = [trial for trial in study.trials[:119] if trial.params["y"] <= 0.9]
+    best = sorted(feasible, key=lambda trial: trial.value, reverse=True)[:6]
+    assert {trial.number for trial in best} <= remembered, "nor are the best of all"

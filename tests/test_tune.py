@@ -40,9 +40,9 @@ def cluster(tmp_path_factory):
     ray.shutdown()
 
 
-def run(spec, folder, cluster):
+def run(spec, folder, cluster, round_trials=1000):
     inputs = study_inputs(spec, folder)
-    search = Search(StudyJournal(spec, folder))
+    search = Search(StudyJournal(spec, folder), ahead=1)
     name = f"broker-{spec.study}"
     broker = (
         ray.remote(Broker).options(name=name, namespace=cluster.namespace, num_cpus=0, max_concurrency=1000).remote()
@@ -65,7 +65,9 @@ def run(spec, folder, cluster):
         inputs,
         str(folder / "tune"),
         "run",
+        round_trials,
     )
+    search.close()
     events = ray.get(broker.events.remote())
     ray.get(broker.close.remote("over"))
     served = ray.get(serving)
@@ -161,3 +163,24 @@ def test_a_trial_that_waits_for_anothers_stage_says_so_in_its_queue(tmp_path, cl
         assert trial.ledger["forward_backward"] == pytest.approx(0.02)
         awaited, looked_up = trial.ledger.get("queue/awaited", 0.0), trial.ledger.get("idle/cache", 0.0)
         assert (awaited > 0) != (looked_up > 0) and trial.ledger["queue"] >= awaited
+
+
+def test_tune_begins_anew_and_goes_on_with_the_same_search(tmp_path, cluster):
+    space = {"dcr.layer_depth": {"low": 0.1, "high": 0.9}}
+    spec = spec_with("rounds", space=space, search={"trials": 6, "concurrent": 2, "sampler": "random"})
+    search, ended, _, _ = run(spec, tmp_path, cluster, round_trials=3)
+    assert sorted(ended) == ["stl", *(f"t{i:03d}" for i in range(6))]
+    assert [trial.state for trial in search.journal.trials()] == ["complete"] * 7
+    assert not list((tmp_path / "tune").iterdir()), "what Tune left of each round is gone"
+
+
+def test_a_trial_whose_stages_are_all_there_asks_no_worker(tmp_path, cluster):
+    space = {"sft.learning_rate": {"choices": [1e-5, 2e-5, 3e-5]}}
+    search = {"sampler": "grid", "trials": 3, "concurrent": 2}
+    run(spec_with("filled", space=space, search=search), tmp_path, cluster)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "cache").symlink_to(tmp_path / "cache")
+    second, _, served, events = run(spec_with("again", space=space, search=search), tmp_path / "again", cluster)
+    assert served == [0, 0]
+    assert {event["event"] for event in events} == {"cached"} and len(events) == 3 * 3 + 2
+    assert all(stage.cached for trial in second.journal.trials() for stage in trial.stages)

@@ -256,6 +256,9 @@ class _Trials:
     def trials(self) -> list[Trial]:
         return [run.trial for run in self._runs]
 
+    def trial(self, name: str) -> Trial:
+        return next(run.trial for run in self._runs if run.trial.name == name)
+
 
 class _Stop:
     """Set by Ctrl-C or SIGTERM: runs under way are given up, and the same command goes on with them later."""

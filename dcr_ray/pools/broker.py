@@ -55,7 +55,7 @@ class Broker:
         """Wait until the stage is finished, by the cache, by a flight that is under way, or by a worker."""
         record = task.record()
         if record is not None:
-            self._note("cached", task, seconds=record.seconds)
+            await self.cached(task.trial, task.stage, task.key, record.seconds)
             return {"record": record, "cached": True}
         if self._closed is not None:
             return _failure("error", self._closed)
@@ -71,6 +71,10 @@ class Broker:
         self._queues[task.place].append(task.key)
         await self._wake()
         return await asyncio.shield(flight.future)
+
+    async def cached(self, trial: str, stage: str, key: str, seconds: float) -> None:
+        """A trial took a stage from the cache; only for whoever watches."""
+        self._happened("cached", trial, stage, key, seconds=seconds)
 
     async def next(
         self, worker: str, place: Place, wait_seconds: float = 20.0, finishing: tuple[str, ...] = ()
@@ -180,9 +184,10 @@ class Broker:
         return events
 
     def _note(self, event: str, task: StageTask, **values: Any) -> None:
-        self._events.append(
-            {"event": event, "time": time.time(), "trial": task.trial, "stage": task.stage, "key": task.key, **values}
-        )
+        self._happened(event, task.trial, task.stage, task.key, **values)
+
+    def _happened(self, event: str, trial: str, stage: str, key: str, **values: Any) -> None:
+        self._events.append({"event": event, "time": time.time(), "trial": trial, "stage": stage, "key": key, **values})
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -207,6 +212,12 @@ def submit_through(broker: Any, line: TimeLine | None = None) -> Submit:
             finally:
                 line.lap("idle/cache" if cached else "judge")
             return record, cached
+        record = task.record()
+        if record is not None:
+            # A task holds all of the study's data, which need not travel for a stage that is there.
+            broker.cached.remote(task.trial, task.stage, task.key, record.seconds)
+            line.lap("idle/cache")
+            return record, True
         answer = ray.get(broker.submit.remote(task))
         line.answered(answer)
         if "failure" in answer:

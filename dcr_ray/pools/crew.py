@@ -85,6 +85,10 @@ class Crew:
             ray.get(self.broker.give_up.remote("generate", f"no engine is left: {last}"))
         return messages
 
+    def news(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The broker's events since the last call, and the stages that wait or run."""
+        return ray.get([self.broker.events.remote(), self.broker.under_way.remote()], timeout=30)
+
     @property
     def gone(self) -> str | None:
         """Why the study cannot go on, if it cannot."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dcr_ray.pareto import Objectives
 from dcr_ray.report.measured import baseline_of, measured
 from dcr_ray.report.progress import ENDED, RunningStage, Snapshot
+from dcr_ray.report.tally import changed
 from dcr_ray.report.wording import counted, duration, one_line
 from dcr_ray.trial import Trial
 
@@ -23,11 +24,15 @@ def events(before: Snapshot | None, now: Snapshot, objectives: Objectives) -> li
     lines: list[str] = []
     if before is None and now.ended:
         lines.append(f"{counted(now.ended, 'trial')} had already ended; going on from there")
-    known = {trial.name: trial for trial in before.trials} if before else {}
-    for trial in now.trials:
+    earlier = before.trials if before else ()
+    places = list(changed(earlier, now.trials))
+    known = {earlier[place].name: earlier[place] for place in places if place < len(earlier)}
+    baseline = baseline_of(now.trials)
+    for place in places:
+        trial = now.trials[place]
         if before is None and trial.state in ENDED:
             continue
-        lines += _trial_events(known.get(trial.name), trial, baseline_of(now.trials), objectives)
+        lines += _trial_events(known.get(trial.name), trial, baseline, objectives)
     trouble, trouble_before = _trouble(now.tracking), _trouble(before.tracking if before else "")
     if trouble != trouble_before:
         lines.append(f"tracking: {one_line(now.tracking)}")
@@ -40,12 +45,12 @@ def _trouble(tracking: str) -> str:
     return re.sub(r"\d+", "", tracking.partition(":")[2])
 
 
-def heartbeat(now: Snapshot, total_trials: int, left_seconds: float | None) -> str:
+def heartbeat(now: Snapshot, ended: int, total_trials: int, left_seconds: float | None) -> str:
     """One line of progress: trials ended, what is under way, and the estimate of the time left."""
     left = "time left not known yet" if left_seconds is None else f"about {duration(left_seconds)} left"
     under_way = ", ".join(running_words(stage) for stage in now.running[:4])
     more = f", and {len(now.running) - 4} more" if len(now.running) > 4 else ""
-    return f"{now.ended} of {total_trials} trials ended, {left}; running: {under_way or 'nothing'}{more}"
+    return f"{ended} of {total_trials} trials ended, {left}; running: {under_way or 'nothing'}{more}"
 
 
 def running_words(stage: RunningStage) -> str:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dcr_ray.pareto import Objectives, pareto_front
+from dcr_ray.pareto import Objectives
 from dcr_ray.report.events import events, heartbeat, outcome
-from dcr_ray.report.measured import baseline_of, measured
-from dcr_ray.report.progress import RunningStage, Snapshot, time_left
+from dcr_ray.report.measured import measured
+from dcr_ray.report.progress import ENDED, RunningStage, Snapshot
+from dcr_ray.report.tally import Tally
 from dcr_ray.report.wording import counted, duration, one_line
 from dcr_ray.trial import Trial
 
@@ -52,6 +53,7 @@ class LiveView:
         self._clock = clock
         self._screen: Live | None = None
         self._last: Snapshot | None = None
+        self._tally = Tally(objectives)
         self._heartbeat_at: float | None = None
 
     def __enter__(self) -> LiveView:
@@ -67,10 +69,10 @@ class LiveView:
             self._screen.stop()
             self._screen = None
         elif self._last is not None:
-            self._say(self._summary(self._last), self._last)
+            self._say(self._summary(), self._last)
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show the study as it stands now."""
+        """Show the study as it stands now. Its trials are in the order of the last call, new ones behind them."""
         if self._screen is not None:
             self._screen.update(self.screen(snapshot), refresh=True)
         else:
@@ -79,10 +81,11 @@ class LiveView:
 
     def screen(self, snapshot: Snapshot) -> Group:
         """The whole screen for one snapshot, for a terminal of the console's width and height."""
+        self._tally.update(snapshot.trials)
         from rich.console import Group
 
         states = [("group", snapshot.groups), ("engine", snapshot.engines)]
-        below = [self._best(snapshot), *(_state_line(kind, lines) for kind, lines in states if lines)]
+        below = [self._best(), *(_state_line(kind, lines) for kind, lines in states if lines)]
         if snapshot.tracking:
             below.append(_line(f"tracking: {one_line(snapshot.tracking)}", "dim"))
         below += [_line(f"> {one_line(message)}", "dim") for message in snapshot.messages[-MOST_MESSAGES:]]
@@ -92,24 +95,21 @@ class LiveView:
 
     def _header(self, snapshot: Snapshot) -> list[Text]:
         left = self._time_left(snapshot)
-        words = {
-            state: sum(trial.state == state for trial in snapshot.trials) for state in ("complete", "pruned", "failed")
-        }
-        split = ", ".join(f"{count} {state}" for state, count in words.items() if count)
+        split = ", ".join(f"{self._tally.states[state]} {state}" for state in ENDED if self._tally.states[state])
         estimate = "no trial has ended yet, so no estimate"
         if left is not None:
             estimate = f"about {duration(left)} left, from the median trial and {self._concurrent_trials} at a time"
-        counts = f"{snapshot.ended} of {self._total_trials} trials" + (f" ({split})" if split else "")
+        counts = f"{self._tally.ended} of {self._total_trials} trials" + (f" ({split})" if split else "")
         return [
             _line(f"{self._study_name}: {counts}", "bold"),
             _line(f"{duration(self._clock() - snapshot.started)} so far, {estimate}"),
         ]
 
-    def _best(self, snapshot: Snapshot) -> Table | Text:
+    def _best(self) -> Table | Text:
         from rich.table import Table
         from rich.text import Text
 
-        baseline, front = baseline_of(snapshot.trials), pareto_front(snapshot.trials, self._objectives)
+        baseline, front = self._tally.baseline, self._tally.front
         rows = ([baseline] if baseline else []) + front[:MOST_FRONT_ROWS]
         if not rows:
             return _line("best so far: nothing is complete yet", "dim")
@@ -128,6 +128,7 @@ class LiveView:
         return table
 
     def _write_lines(self, snapshot: Snapshot) -> None:
+        self._tally.update(snapshot.trials)
         for line in events(self._last, snapshot, self._objectives):
             self._say(line, snapshot)
         now = self._clock()
@@ -135,7 +136,7 @@ class LiveView:
             self._heartbeat_at = now
         elif now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
-            self._say(heartbeat(snapshot, self._total_trials, self._time_left(snapshot)), snapshot)
+            self._say(heartbeat(snapshot, self._tally.ended, self._total_trials, self._time_left(snapshot)), snapshot)
 
     def _say(self, line: str, snapshot: Snapshot) -> None:
         from rich.text import Text
@@ -143,18 +144,17 @@ class LiveView:
         elapsed = _clock_face(self._clock() - snapshot.started)
         self._console.print(Text(f"[{elapsed}] {line}"), soft_wrap=True, highlight=False)
 
-    def _summary(self, snapshot: Snapshot) -> str:
-        front = pareto_front(snapshot.trials, self._objectives)
-        baseline = baseline_of(snapshot.trials)
+    def _summary(self) -> str:
+        front, baseline = self._tally.front, self._tally.baseline
         best = (
             f"; first on the front: {one_line(front[0].name, 40)}, {outcome(front[0], baseline, self._objectives)}"
             if front
             else ""
         )
-        return f"{self._study_name}: {snapshot.ended} of {counted(self._total_trials, 'trial')} ended{best}"
+        return f"{self._study_name}: {self._tally.ended} of {counted(self._total_trials, 'trial')} ended{best}"
 
     def _time_left(self, snapshot: Snapshot) -> float | None:
-        return time_left(snapshot.trials, self._total_trials, snapshot.running, self._concurrent_trials)
+        return self._tally.time_left(self._total_trials, snapshot.running, self._concurrent_trials)
 
 
 def _running(running: Sequence[RunningStage], room: int) -> Table | Text:

@@ -89,12 +89,12 @@ def _plane(
     axes: Axes, shown: Sequence[Trial], front: Sequence[Trial], objectives: Objectives, x: str | None, y: str
 ) -> dict[str, tuple[float, float]]:
     """Draw one panel; where each trial stands in it, by name."""
-    places = {}
-    for place, trial in enumerate(shown, start=1):
-        across = Measured(place) if x is None else measured(trial, x)
-        up = measured(trial, y)
-        places[trial.name] = (across.value, up.value)
-        _point(axes, trial, across, up, trial in front, faint=len(shown) > MOST_TRIALS_WITH_LABELS)
+    points = [
+        (trial, Measured(place) if x is None else measured(trial, x), measured(trial, y))
+        for place, trial in enumerate(shown, start=1)
+    ]
+    places = {trial.name: (across.value, up.value) for trial, across, up in points}
+    _points(axes, points, front, faint=len(shown) > MOST_TRIALS_WITH_LABELS)
     axes.set_xlabel("complete trials, in the order of the study" if x is None else _axis_title(x, objectives))
     axes.set_ylabel(_axis_title(y, objectives))
     axes.margins(0.08)
@@ -112,35 +112,56 @@ def _plane(
     return places
 
 
-def _point(axes: Axes, trial: Trial, x: Measured, y: Measured, on_front: bool, faint: bool) -> None:
+def _points(
+    axes: Axes, points: Sequence[tuple[Trial, Measured, Measured]], front: Sequence[Trial], faint: bool
+) -> None:
+    """Every trial with its intervals, those that look alike in one stroke: there may be thousands."""
+    names = {trial.name for trial in front}
+    alike: dict[str, list[tuple[Measured, Measured]]] = {}
+    for trial, x, y in points:
+        alike.setdefault(_look_of(trial, trial.name in names), []).append((x, y))
+    for label, places in alike.items():
+        bars = axes.errorbar(
+            [x.value for x, _ in places],
+            [y.value for _, y in places],
+            xerr=_reach([x for x, _ in places]),
+            yerr=_reach([y for _, y in places]),
+            linestyle="none",
+            elinewidth=0.9,
+            capsize=0,
+            label=label,
+            **_LOOKS[label],
+        )
+        strong = label in ("baseline", "on the front")
+        for bar in bars[2]:
+            bar.set_alpha(0.7 if strong else 0.18 if faint else 0.4)
+
+
+_LOOKS = {
+    "baseline": {"color": VERMILLION, "marker": "D", "markersize": 8, "zorder": 5},
+    "on the front": {"color": BLUE, "marker": "o", "markersize": 7, "zorder": 4},
+    "breaks a constraint": {"color": GREY, "marker": "o", "markersize": 6, "zorder": 3, "mfc": "white"},
+    "other trials": {"color": GREY, "marker": "o", "markersize": 6, "zorder": 3},
+}
+
+
+def _look_of(trial: Trial, on_front: bool) -> str:
     if trial.role == "baseline":
-        look = {"color": VERMILLION, "marker": "D", "markersize": 8, "label": "baseline", "zorder": 5}
-    elif on_front:
-        look = {"color": BLUE, "marker": "o", "markersize": 7, "label": "on the front", "zorder": 4}
-    elif trial.feasible is False:
-        look = {
-            "color": GREY,
-            "marker": "o",
-            "markersize": 6,
-            "label": "breaks a constraint",
-            "zorder": 3,
-            "mfc": "white",
-        }
-    else:
-        look = {"color": GREY, "marker": "o", "markersize": 6, "label": "other trials", "zorder": 3}
-    bars = axes.errorbar(
-        [x.value], [y.value], xerr=_reach(x), yerr=_reach(y), linestyle="none", elinewidth=0.9, capsize=0, **look
-    )
-    strong = trial.role == "baseline" or on_front
-    for bar in bars[2]:
-        bar.set_alpha(0.7 if strong else 0.18 if faint else 0.4)
+        return "baseline"
+    if on_front:
+        return "on the front"
+    return "breaks a constraint" if trial.feasible is False else "other trials"
 
 
-def _reach(value: Measured) -> list[list[float]] | None:
-    """The interval as matplotlib wants it: how far it goes below and above the value."""
-    if not value.has_interval:
+def _reach(values: Sequence[Measured]) -> list[list[float]] | None:
+    """The intervals as matplotlib wants them: how far each goes below and above; 0 where there is none."""
+    if not any(value.has_interval for value in values):
         return None
-    return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
+    ends = [(value.low, value.high) if value.has_interval else (value.value, value.value) for value in values]
+    return [
+        [max(0.0, value.value - low) for value, (low, _) in zip(values, ends, strict=True)],
+        [max(0.0, high - value.value) for value, (_, high) in zip(values, ends, strict=True)],
+    ]
 
 
 def _bars(trial: Trial, x: str | None, y: str) -> list[tuple[float, float, float, float]]:
@@ -178,18 +199,13 @@ def _depth_panel(
         if measured(trial, name):
             at_depth[layer_depth(trial)].append(trial)
     spread = (max(at_depth) - min(at_depth)) * min(0.15, 0.7 / max(1, len(at_depth) - 1)) if at_depth else 0.0
+    points = []
     for depth, trials in at_depth.items():
         step = spread / max(4, len(trials))
         for place, trial in enumerate(trials):
             aside = Measured(depth + step * (place - (len(trials) - 1) / 2))
-            _point(
-                axes,
-                trial,
-                aside,
-                measured(trial, name),
-                trial in front,
-                faint=len(shown) > 3 * MOST_TRIALS_WITH_LABELS,
-            )
+            points.append((trial, aside, measured(trial, name)))
+    _points(axes, points, front, faint=len(shown) > 3 * MOST_TRIALS_WITH_LABELS)
     if reference := measured(baseline, name):
         axes.axhline(reference.value, color=VERMILLION, linewidth=1.3, zorder=1, label="baseline")
         if reference.has_interval:

@@ -5,11 +5,9 @@ It knows nothing of terminals.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import median
 
 from dcr_ray.trial import Trial
 
@@ -85,19 +83,38 @@ def time_left(trials: Sequence[Trial], total: int, running: Sequence[RunningStag
     find more in the cache.
     """
     ended = [trial for trial in trials if trial.state in ENDED]
-    if len(ended) >= total:
+    lengths = sorted(length for trial in ended if (length := length_seconds(trial)) > 0)
+    under_way = [trial for trial in trials if trial.state == "running"]
+    return left_of(lengths, len(ended), under_way, total, running, concurrent)
+
+
+def length_seconds(trial: Trial) -> float:
+    """How long a trial that ended lasted, by its times, or by its own stages where it has none."""
+    wall = wall_seconds(trial)
+    return own_seconds(trial) if wall is None else wall
+
+
+def left_of(
+    lengths: Sequence[float],
+    ended: int,
+    under_way: Sequence[Trial],
+    total: int,
+    running: Sequence[RunningStage],
+    concurrent: int,
+) -> float | None:
+    """`time_left` from the sorted positive lengths of the trials that ended, their number, and the running ones."""
+    if ended >= total:
         return 0.0
-    lengths = [own_seconds(trial) if (wall := wall_seconds(trial)) is None else wall for trial in ended]
-    lengths = [length for length in lengths if length > 0]
     if not lengths:
         return None
-    typical = median(lengths)
-    ages: dict[str, float] = {trial.name: own_seconds(trial) for trial in trials if trial.state == "running"}
+    middle = len(lengths) // 2
+    typical = lengths[middle] if len(lengths) % 2 else (lengths[middle - 1] + lengths[middle]) / 2
+    ages: dict[str, float] = {trial.name: own_seconds(trial) for trial in under_way}
     for stage in running:
         ages[stage.trial] = ages.get(stage.trial, 0.0) + stage.since_seconds
     places = [max(0.0, typical - age) for age in ages.values()]
     places += [0.0] * (max(1, concurrent) - len(places))
-    heapq.heapify(places)
-    for _ in range(total - len(ended) - len(ages)):
-        heapq.heapreplace(places, places[0] + typical)
-    return max(places)
+    places.sort()
+    # No place is free later than one median from now, so the trials to come go round the places in their order.
+    rounds, further = divmod(max(0, total - ended - len(ages)), len(places))
+    return rounds * typical + (places[further - 1] + typical if further else places[-1])

@@ -8,24 +8,28 @@ of the searched parameters, and samplers that learn on the parameters all trials
 from __future__ import annotations
 
 import json
+import operator
+import threading
 import warnings
 from datetime import UTC, datetime
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from dcr_ray.cache import identity_difference
 from dcr_ray.errors import InputError, Problem
+from dcr_ray.search.journal_file import JOURNAL_FILE, journal_storage
 from dcr_ray.search.samplers import make_sampler
 from dcr_ray.study import StudySpec, parse_study
 from dcr_ray.trial import StageView, Trial
 
-JOURNAL_FILE = "optuna-journal.log"
 BASELINE_NAME = "stl"
+AHEAD, BEGAN = "asked_ahead", "began"
+"""User attributes of a trial that was asked for before there was a place for it, and of when it got one."""
 
 _STATES = {
     TrialState.RUNNING: "running",
@@ -36,26 +40,11 @@ _STATES = {
 }
 
 
-def mend_journal(file: Path) -> None:
-    """Undo what a killed driver left: a lock nobody holds, and a last line that was not written to its end.
-
-    Only for the process that holds the study's driver lock.
-    """
-    file.with_name(file.name + ".lock").unlink(missing_ok=True)
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with open(file, "r+b") as stream:
-            stream.truncate(whole)
-
-
 def open_storage(spec: StudySpec, study_dir: Path) -> BaseStorage:
     """The journal file in the study's folder, or the RDB that the spec names."""
     if spec.search.storage:
         return RDBStorage(spec.search.storage)
-    return JournalStorage(JournalFileBackend(str(study_dir / JOURNAL_FILE)))
+    return journal_storage(study_dir / JOURNAL_FILE)
 
 
 class StudyJournal:
@@ -70,7 +59,7 @@ class StudyJournal:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes", category=UserWarning)
         self.spec = spec
-        storage = open_storage(spec, study_dir)
+        self.storage = storage = open_storage(spec, study_dir)
         directions = list(spec.objectives.values())
         known = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
         if spec.study in known:
@@ -82,6 +71,10 @@ class StudyJournal:
             else optuna.create_study(study_name=name, storage=storage, directions=directions)
             for name in (spec.study, f"{spec.study}/baseline")
         )
+        self._views_mutex = threading.Lock()
+        self._seen: list[FrozenTrial] = []
+        self._views: list[Trial] = []
+        self._baseline_seen: tuple[FrozenTrial, Trial] | None = None
         self.searched.sampler = make_sampler(spec, seen=len(self.searched.get_trials(deepcopy=False)))
         if "fingerprint" not in self.searched.user_attrs:
             self.searched.set_metric_names(list(spec.objectives))
@@ -89,12 +82,39 @@ class StudyJournal:
             self.searched.set_user_attr("fingerprint", spec.fingerprint())
 
     def trials(self) -> list[Trial]:
-        """The baseline first, then the searched trials in the order they were asked for."""
-        baseline = [
-            self._view(frozen, BASELINE_NAME, "baseline") for frozen in self.baseline.get_trials(deepcopy=False)[-1:]
-        ]
-        searched = self.searched.get_trials(deepcopy=False)
-        return baseline + [self._view(frozen, trial_name(frozen.number), "search") for frozen in searched]
+        """The baseline first, then the searched trials in the order they were asked for.
+
+        A trial whose entry in the storage is the one of the last call is the same object as then: only what has changed
+        is built again.
+        """
+        with self._views_mutex:
+            baseline = self.baseline.get_trials(deepcopy=False)[-1:]
+            searched = self.searched.get_trials(deepcopy=False)
+            if baseline and (self._baseline_seen is None or self._baseline_seen[0] is not baseline[0]):
+                self._baseline_seen = (baseline[0], self._view(baseline[0], BASELINE_NAME, "baseline"))
+            known = len(self._seen)
+            # The storage replaces an entry when it changes, so that to be the same one is to be unchanged.
+            changed = [*compress(count(), map(operator.is_not, searched, self._seen)), *range(known, len(searched))]
+            for number in changed:
+                frozen = searched[number]
+                view = self._view(frozen, trial_name(frozen.number), "search")
+                if number < known:
+                    self._views[number] = view
+                else:
+                    self._views.append(view)
+            self._seen = searched
+            return ([self._baseline_seen[1]] if self._baseline_seen else []) + self._views
+
+    def trial(self, name: str) -> Trial:
+        """One trial of `trials`, without the others. Raises KeyError for one that was never asked for."""
+        if name == BASELINE_NAME:
+            frozen = self.baseline.get_trials(deepcopy=False)[-1:]
+            if not frozen:
+                raise KeyError(name)
+            return self._view(frozen[0], name, "baseline")
+        storage, study = self.searched._storage, self.searched._study_id
+        frozen = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, trial_number(name)))
+        return self._view(frozen, name, "search")
 
     def _view(self, frozen: FrozenTrial, name: str, role: str) -> Trial:
         attrs = frozen.user_attrs
@@ -102,7 +122,7 @@ class StudyJournal:
         return Trial(
             name=name,
             role=role,
-            state=_STATES[frozen.state],
+            state="waiting" if _waits(frozen) else _STATES[frozen.state],
             recipe=recipe,
             params=dict(frozen.params),
             metrics=attrs.get("metrics", {}),
@@ -113,7 +133,7 @@ class StudyJournal:
             feasible=self._feasible(frozen),
             reason=attrs.get("reason"),
             number=frozen.number,
-            started=_stamp(frozen.datetime_start),
+            started=attrs.get(BEGAN) or _stamp(frozen.datetime_start),
             ended=_stamp(frozen.datetime_complete),
         )
 
@@ -123,8 +143,19 @@ class StudyJournal:
         return all(value <= 0 for value in frozen.constraints.values())
 
 
+def _waits(frozen: FrozenTrial) -> bool:
+    return frozen.state == TrialState.RUNNING and AHEAD in frozen.user_attrs and BEGAN not in frozen.user_attrs
+
+
 def trial_name(number: int) -> str:
     return f"t{number:03d}"
+
+
+def trial_number(name: str) -> int:
+    """The number of a searched trial. Raises KeyError for a name that `trial_name` does not give."""
+    if not name[1:].isdigit() or trial_name(int(name[1:])) != name:
+        raise KeyError(name)
+    return int(name[1:])
 
 
 def read_trials(spec: StudySpec, study_dir: Path) -> list[Trial]:

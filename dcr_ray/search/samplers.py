@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler
 
+from dcr_ray.search.tpe import RememberingTPESampler
 from dcr_ray.space import grid_points
 from dcr_ray.study import StudySpec
 
@@ -19,7 +20,7 @@ def make_sampler(spec: StudySpec, seen: int) -> BaseSampler:
     match search.sampler:
         case "tpe":
             # Grouped TPE learns the coordinates of each branch of a conditional space apart.
-            return TPESampler(
+            return RememberingTPESampler(
                 seed=seed,
                 n_startup_trials=search.startup_trials,
                 multivariate=True,

@@ -8,8 +8,11 @@ the journal and the records are what a study resumes from.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ from dcr_ray.time_ledger import TimeLine, received, stamp
 
 COORDINATOR_RESOURCES = {"node:__internal_head__": 0.0001}
 """A place on the head node and nothing else. Tune refuses a trial that asks for nothing at all."""
+
+
+ROUND_TRIALS = 1000
+"""At the end of a round places wait for its last trials: half a trial's time in a thousand."""
 
 
 class TuneSearcher(Searcher):
@@ -51,6 +58,11 @@ class TuneSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to restore it later, which is never done here: see `restore`."""
         return {}
+
+    @property
+    def over(self) -> bool:
+        """Whether no trial is to be begun any more."""
+        return self.interrupted or self._search.stopped is not None or not self._search.remaining()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         asked = stamp()
@@ -104,6 +116,11 @@ class StageHalving(FIFOScheduler):
         self._search = search
         self._prunings = prunings
 
+    @property
+    def wanted(self) -> bool:
+        """Whether trials have to report after their DCR stage."""
+        return self._search.spec.halving is not None
+
     def __getstate__(self) -> dict[str, Any]:
         """As for the searcher: what the scheduler knows is in the journal."""
         return {}
@@ -122,15 +139,25 @@ class StageHalving(FIFOScheduler):
         return TrialScheduler.STOP
 
 
-def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: StudyInputs) -> None:
+@dataclass(frozen=True)
+class Assignment:
+    """What every coordinator of a study is given. `inputs` refers to its StudyInputs in Ray's object store."""
+
+    broker: str
+    namespace: str
+    inputs: ray.ObjectRef
+    halved: bool
+
+
+def coordinate(config: dict[str, Any], assignment: Assignment) -> None:
     """The trainable: one trial's stages, in order, through the broker."""
     line = TimeLine(config["asked"])
-    queue = ray.get_actor(broker, namespace=namespace)
+    queue, inputs = _broker(assignment.broker, assignment.namespace), _inputs(assignment.inputs)
     tasks = inputs.tasks(Recipe.model_validate(config["recipe"]), config["name"])
     line.lap("start")
 
     def after(task: StageTask, record: Record, so_far: dict[str, Any]) -> None:
-        if task.stage == "dcr":
+        if task.stage == "dcr" and assignment.halved:
             # Returns once the scheduler has let the trial go on.
             report(so_far, over=False)
 
@@ -144,6 +171,17 @@ def coordinate(config: dict[str, Any], broker: str, namespace: str, inputs: Stud
     report(run_stages(tasks, submit_through(queue, line), after), over=True)
 
 
+# A coordinator's process stays for many trials; all of them are of one study, so what it fetched once stays true.
+@lru_cache(maxsize=1)
+def _broker(name: str, namespace: str) -> Any:
+    return ray.get_actor(name, namespace=namespace)
+
+
+@lru_cache(maxsize=1)
+def _inputs(inputs: ray.ObjectRef) -> StudyInputs:
+    return ray.get(inputs)
+
+
 def run_trials(
     searcher: TuneSearcher,
     halving: StageHalving,
@@ -154,17 +192,26 @@ def run_trials(
     inputs: StudyInputs,
     storage_path: str,
     name: str,
+    round_trials: int = ROUND_TRIALS,
 ) -> None:
-    """Run up to `count` trials, `concurrent` at a time, until the search has none left. Blocks until then."""
-    trainable = tune.with_parameters(coordinate, broker=broker, namespace=namespace, inputs=inputs)
-    tune.Tuner(
-        tune.with_resources(trainable, COORDINATOR_RESOURCES),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=halving,
-            num_samples=count,
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(name=name, storage_path=storage_path, verbose=0),
-    ).fit()
+    """Run up to `count` trials, `concurrent` at a time, until the search has none left. Blocks until then.
+
+    Tune keeps all that it ever ran, so it is begun anew after every `round_trials` trials.
+    """
+    assignment = Assignment(broker, namespace, ray.put(inputs), halving.wanted)
+    trainable = tune.with_resources(tune.with_parameters(coordinate, assignment=assignment), COORDINATOR_RESOURCES)
+    for begun in range(0, count, round_trials):
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=halving,
+                num_samples=min(round_trials, count - begun),
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(name=f"{name}-{begun}", storage_path=storage_path, verbose=0),
+        ).fit()
+        shutil.rmtree(Path(storage_path, f"{name}-{begun}"), ignore_errors=True)
+        if searcher.over:
+            return
