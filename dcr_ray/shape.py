@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "mixed", "bf16", "auto"]
 
-HEAD_BUFFER_BYTES = {"cpu": 12 * 2**20, "cuda": 512 * 2**20}
+HEAD_BUFFER_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 """What the logits of some tokens may take at a time in the SFT loss, fp32. On a CPU a cache should hold them."""
 
 

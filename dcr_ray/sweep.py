@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ def _run_with_crew(
     shutil.rmtree(tune_dir, ignore_errors=True)
     view = LiveView(console, spec.study, search.total, spec.objectives, spec.search.concurrent)
     with (
+        # Ray prints its warnings to standard output, where a command's document goes.
+        redirect_stdout(sys.stderr),
         _orderly_interruption(searcher),
         (make_crew or Crew)(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
         view,

@@ -174,3 +174,19 @@ def test_tokens_are_those_of_the_folder_as_it_is_now(tmp_path):
     before = tokens.prompt_tokens(folder, ("How?",), None)
     Path(folder, "chat_template.jinja").write_text("{{ messages[-1]['content'] }} :")
     assert tokens.prompt_tokens(folder, ("How?",), None) != before
+
+
+@pytest.mark.parametrize("lora", [None, LoraRecipe(rank=2, targets=("q_proj", "o_proj"))], ids=["full", "lora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stage_tells_which_tensors_differ_from_the_base(lora, precision, model_dir, tmp_path):
+    run_dcr(dcr_job(model_dir, tmp_path / "dcr", layer_depth=0.25))
+    told = {}
+    job = sft_job(model_dir, tmp_path / "sft", Shape(precision=precision), str(tmp_path / "dcr"), lora=lora)
+    run_sft(job, leave=lambda changed, write: (told.update(changed), write()))
+    written = load_file(tmp_path / "sft" / "model.safetensors")
+    before = load_file(Path(model_dir, "model.safetensors"))
+    differ = {name for name in written if not torch.equal(written[name].float(), before[name].float())}
+    assert differ <= told.keys() and all(torch.equal(told[name], written[name]) for name in told)
+    if lora and precision == "fp32":
+        adapted = {name for name in written if ".q_proj." in name or ".o_proj." in name}
+        assert told.keys() == adapted | load_file(tmp_path / "dcr" / "trunk.safetensors").keys()

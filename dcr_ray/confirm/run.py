@@ -7,10 +7,11 @@ stages on the same crew as a sweep. What the outcomes mean is said by `confirm.a
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +181,8 @@ def _run(ready: Ready, runs: list[_Run], address: str | None, console: Any) -> s
             view = LiveView(console, f"{spec.study}, confirmation", len(runs), spec.objectives, spec.search.concurrent)
             stop = _Stop()
             with (
+                # Ray prints its warnings to standard output, where a command's document goes.
+                redirect_stdout(sys.stderr),
                 stop.on_signals(),
                 Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
                 view,

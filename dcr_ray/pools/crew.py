@@ -19,6 +19,7 @@ from dcr_ray.pools.engine import EngineSettings, EngineWorker
 from dcr_ray.pools.worker_group import GroupSettings, WorkerGroup
 from dcr_ray.stages import StudyInputs
 from dcr_ray.study import Resources
+from dcr_ray.weights.shared_memory import withdraw
 
 ENGINE_LIVES = 4
 """How many engines are started in one place before it is given up."""
@@ -65,6 +66,7 @@ class Crew:
             group.wait(max(0.1, deadline - time.monotonic()))
         for seat in self._engines.values():
             seat.end(max(0.1, deadline - time.monotonic()))
+        withdraw(self._inputs.study)
 
     def watch(self) -> list[str]:
         """Replace dead engines, give up kinds that are gone. Returns what a user should know, once."""

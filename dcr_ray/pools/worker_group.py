@@ -17,6 +17,7 @@ from dcr_ray.errors import StageFailed
 from dcr_ray.pools.finishing import Finishing
 from dcr_ray.shape import Shape
 from dcr_ray.stages import StageTask
+from dcr_ray.weights.shared_memory import offer
 
 IDLE_SECONDS = 20.0
 """How long rank 0 waits for a stage before it lets the other ranks know that it is alive."""
@@ -126,6 +127,15 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, f
 
     left: list[Callable[[], None]] = []
 
+    def leave(changed: dict[str, Any], write: Callable[[], None]) -> None:
+        def write_and_offer() -> None:
+            write()
+            if changed:
+                # An engine on this node takes them from memory; any other reads the folder.
+                offer(task.job.output_dir, changed, task.identity["model"], study=task.owner)
+
+        left.append(write_and_offer)
+
     def report(values: dict[str, Any]) -> None:
         if rank == 0:
             broker.progress.remote(settings.name, task.key, values)
@@ -133,7 +143,7 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, f
     try:
         if rank == 0:
             task.begin()
-        results = run_training_stage(task.job, report, lambda changed, write: left.append(write))
+        results = run_training_stage(task.job, report, leave)
     except StageFailed as failure:
         alone = failure.kind == "out_of_memory" and settings.shape.ranks > 1
         if rank == 0 or alone:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dcr_ray.train.loading import (
@@ -110,6 +112,16 @@ def kept_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any | N
             parameter.data = parameter.data.pin_memory()
     _kept[folder, dtype] = (stamp, model)
     return model
+
+
+def stored_as(folder: str, dtype: torch.dtype) -> bool:
+    """Whether a folder's weight files hold nothing but numbers of this type, so that loading rounds none of them."""
+    name = {torch.float32: "F32", torch.bfloat16: "BF16"}[dtype]
+    found = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}
+    return found == {name}
 
 
 def _parameters(

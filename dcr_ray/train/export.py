@@ -33,9 +33,12 @@ class Export:
         tokenizer: Any,
         dtype: torch.dtype,
         output_dir: Path,
-        overlaid: Container[str],
+        overlaid: Container[str] | None,
     ):
-        """Gather. All ranks take part. `overlaid` names tensors that were put over the base's before training."""
+        """Gather. All ranks take part.
+
+        `overlaid` names tensors that were put over the base's before training; None says that all may differ from it.
+        """
         self._tokenizer, self._dtype, self._output_dir = tokenizer, dtype, output_dir
         self._config, self._generation_config = model.config, model.generation_config
         self._whole: dict[str, Tensor] = {}
@@ -54,7 +57,7 @@ class Export:
                 self.changed = {
                     plain_name(name): tensors[plain_name(name)]
                     for name, parameter in names
-                    if parameter.requires_grad or is_adapted(name) or name in overlaid
+                    if overlaid is None or parameter.requires_grad or is_adapted(name) or plain_name(name) in overlaid
                 }
             elif rank_0:
                 self._save(tensors, file)

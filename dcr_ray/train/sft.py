@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dcr_ray.data.chat import prompt_ids
 from dcr_ray.evaluate.canary import next_token_logprobs, write_canary
 from dcr_ray.shape import Shape
-from dcr_ray.train.base import fresh_causal_model, model_of
+from dcr_ray.train.base import fresh_causal_model, model_of, stored_as
 from dcr_ray.train.checkpoint import remove_checkpoints
 from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
@@ -107,7 +107,8 @@ def run_sft(
         with trained:
             if not recipe.lora:
                 engine.set_masters({f"model.{name}": tensor for name, tensor in trunk.items()})
-            overlaid = frozenset(trunk)
+            # A base that is rounded at load differs from its files everywhere.
+            overlaid = frozenset(trunk) if stored_as(job.model_dir, DTYPES[precision]) else None
             del trunk
 
             def forward_backward(step: int) -> tuple[float, int]:

@@ -123,6 +123,12 @@ def withdraw(study: str) -> None:
         shutil.rmtree(root / digest(study), ignore_errors=True)
 
 
+def withdraw_one(checkpoint_dir: Path | str, base_identity: str) -> None:
+    """Remove a checkpoint's offer, when whoever it was for has taken it. The folder serves all others."""
+    if (found := offered(checkpoint_dir, base_identity)) is not None:
+        found.file.unlink(missing_ok=True)
+
+
 def remove_stale() -> None:
     """Remove what processes of this node left that no longer run, whatever study they were of.
 
