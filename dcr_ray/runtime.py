@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +132,16 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
         environment=passed | {"RAY_ADDRESS": gcs_address},
         dashboard=context.dashboard_url or "",
     )
+
+
+@contextmanager
+def ray_messages_in(study_dir: Path) -> Iterator[None]:
+    """Within the block what Ray prints goes to `ray-messages.log`: standard output is for a command's document.
+
+    Most of it is of no use to anyone here, such as a warning at the eighth process on a machine of two cores.
+    """
+    with open(study_dir / "ray-messages.log", "a") as file, redirect_stdout(file):
+        yield
 
 
 def _refuse_closed_port(address: str) -> None:

@@ -10,11 +10,10 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from dcr_ray.observe import Observer
 from dcr_ray.preflight import Ready, machine_for, preflight
 from dcr_ray.report.live import LiveView
 from dcr_ray.report.of_study import write_study_report
-from dcr_ray.runtime import RayCluster, start_ray
+from dcr_ray.runtime import RayCluster, ray_messages_in, start_ray
 from dcr_ray.stored import SPEC_FILE
 from dcr_ray.study import Resources, StudySpec
 from dcr_ray.tracking import Tracker
@@ -128,8 +127,7 @@ def _run_with_crew(
     shutil.rmtree(tune_dir, ignore_errors=True)
     view = LiveView(console, spec.study, search.total, spec.objectives, spec.search.concurrent)
     with (
-        # Ray prints its warnings to standard output, where a command's document goes.
-        redirect_stdout(sys.stderr),
+        ray_messages_in(ready.study_dir),
         _orderly_interruption(searcher),
         (make_crew or Crew)(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
         view,

@@ -7,11 +7,10 @@ stages on the same crew as a sweep. What the outcomes mean is said by `confirm.a
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from dcr_ray.pools.broker import submit_through
 from dcr_ray.preflight import Ready, machine_for, preflight, study_folder
 from dcr_ray.recipe import Recipe
 from dcr_ray.report.live import LiveView
-from dcr_ray.runtime import start_ray
+from dcr_ray.runtime import ray_messages_in, start_ray
 from dcr_ray.stages import run_here, run_stages
 from dcr_ray.study import StudySpec
 from dcr_ray.sweep import cpus_needed, driver_lock, fitted, watching
@@ -181,8 +180,7 @@ def _run(ready: Ready, runs: list[_Run], address: str | None, console: Any) -> s
             view = LiveView(console, f"{spec.study}, confirmation", len(runs), spec.objectives, spec.search.concurrent)
             stop = _Stop()
             with (
-                # Ray prints its warnings to standard output, where a command's document goes.
-                redirect_stdout(sys.stderr),
+                ray_messages_in(ready.study_dir),
                 stop.on_signals(),
                 Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
                 view,
