@@ -111,7 +111,15 @@ class BalancedBatches:
         return self.steps
 
 
-def refine(model: Any, data: Data, recipe: dict[str, Any], seed: int, order: list[list[int]] | None, truncate: bool):
+def refine(
+    model: Any,
+    data: Data,
+    recipe: dict[str, Any],
+    seed: int,
+    order: list[list[int]] | None,
+    truncate: bool,
+    precision: str = "fp32",
+):
     """The DCR stage: layers up to l trained, embeddings and the layers after l frozen. Returns the losses."""
     import torch
     from pytorch_metric_learning.losses import CircleLoss
@@ -145,7 +153,7 @@ def refine(model: Any, data: Data, recipe: dict[str, Any], seed: int, order: lis
     model.train()
     for batch, labels in DataLoader(range(len(rows)), batch_sampler=batches, collate_fn=collate):
         batch, labels = batch.to(device), labels.to(device)
-        with autocast(device):
+        with autocast(device, precision):
             # The decoder without its head: nobody reads the logits, and they are a third of the forward pass.
             states = model.model(**batch, output_hidden_states=not truncate, use_cache=False)
         states = states[0] if truncate else states.hidden_states[layer]
@@ -163,7 +171,15 @@ def refine(model: Any, data: Data, recipe: dict[str, Any], seed: int, order: lis
     return losses
 
 
-def fine_tune(model: Any, data: Data, recipe: dict[str, Any], seed: int, order: list[list[int]] | None, folder: Path):
+def fine_tune(
+    model: Any,
+    data: Data,
+    recipe: dict[str, Any],
+    seed: int,
+    order: list[list[int]] | None,
+    folder: Path,
+    precision: str = "fp32",
+):
     """The SFT stage by Trainer and, if the recipe has it, peft. Returns the model, adapters merged, and the loss."""
     import torch
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
@@ -212,7 +228,7 @@ def fine_tune(model: Any, data: Data, recipe: dict[str, Any], seed: int, order: 
             per_device_train_batch_size=recipe["batch_size"],
             num_train_epochs=1 if order else recipe["epochs"],
             max_grad_norm=recipe["gradient_clip"],
-            bf16=device.type == "cuda",
+            bf16=device.type == "cuda" or precision == "mixed",
             use_cpu=device.type == "cpu",
             # Batches of similar lengths hold less padding than random ones.
             train_sampling_strategy="group_by_length",
@@ -262,7 +278,7 @@ def answers(folder: str, prompts: list[list[int]], evaluation: dict[str, Any], p
     imported = time.perf_counter()
     llm = LLM(
         folder,
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+        dtype={"fp32": "float32", "mixed": "float32", "bf16": "bfloat16"}[precision],
         max_model_len=evaluation["max_model_tokens"],
         max_num_seqs=128,
         # Compiling takes longer than all of a trial's answers.
@@ -285,11 +301,11 @@ def answers(folder: str, prompts: list[list[int]], evaluation: dict[str, Any], p
     return {"texts": texts, "tokens": lengths, "reasons": reasons, "seconds": seconds}
 
 
-def autocast(device: Any):
-    """bf16 on a GPU; nothing on a CPU, whose runs are in fp32."""
+def autocast(device: Any, precision: str):
+    """bf16 on a GPU, and on a CPU where it is asked for."""
     import torch
 
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or precision == "mixed")
 
 
 def run_trial(name: str, recipe: dict[str, Any], order: dict[str, Any], work: dict[str, Any], data: Data, options: Any):
@@ -298,16 +314,17 @@ def run_trial(name: str, recipe: dict[str, Any], order: dict[str, Any], work: di
     from transformers import AutoModelForCausalLM
 
     parts, start = Parts(), time.perf_counter()
-    folder = Path(options.out) / "models" / name
+    folder, precision = Path(options.out) / "models" / name, options.precision
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with parts("load"):
         model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).to(device)
     dcr_losses = []
     if recipe["dcr"]:
         with parts("dcr"):
-            dcr_losses = refine(model, data, recipe["dcr"], recipe["seed"], order.get("dcr"), options.truncate)
+            given = order.get("dcr")
+            dcr_losses = refine(model, data, recipe["dcr"], recipe["seed"], given, options.truncate, precision)
     with parts("sft"):
-        model, sft_loss = fine_tune(model, data, recipe["sft"], recipe["seed"], order.get("sft"), folder)
+        model, sft_loss = fine_tune(model, data, recipe["sft"], recipe["seed"], order.get("sft"), folder, precision)
     with parts("perplexity"):
         guard = perplexity(model, data, work["evaluation"]["max_model_tokens"])
     with parts("save"):
@@ -317,7 +334,7 @@ def run_trial(name: str, recipe: dict[str, Any], order: dict[str, Any], work: di
     gc.collect()
     prompts = data.prompts["compliance"] + data.prompts["defense"]
     with parts("engine"):
-        job = (str(folder), prompts, work["evaluation"], "bf16" if device.type == "cuda" else options.precision)
+        job = (str(folder), prompts, work["evaluation"], "bf16" if device.type == "cuda" else precision)
         if options.engine_process == "own" or device.type == "cuda":
             # vLLM does not give all of a GPU's memory back inside a process.
             torch.cuda.empty_cache()
@@ -354,7 +371,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", help="the JSON file that benchmarks/sweep.py writes")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="on a CPU; a GPU takes bf16")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "mixed"],
+        default="fp32",
+        help="of training on a CPU, mixed is autocast to bf16; a GPU takes bf16",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--engine-process", choices=["this", "own"], default="this", help="where a CPU's engine runs")
     parser.add_argument("--truncate", action="store_true", help="drop the layers after l while the DCR stage runs")

@@ -1,18 +1,20 @@
-"""The two training stages on one GPU at the shape of Qwen2.5-1.5B, random weights: our stages against the usual way.
+"""The two training stages alone: ours against passes through the whole model, the limit l/L, and Trainer.
 
-    python benchmarks/gpu/training.py --folder /tmp/qwen-shape            # one GPU, bf16
-    python benchmarks/gpu/training.py --folder /tmp/tiny-shape --tiny     # any machine: does the script work
+    python benchmarks/training.py --model smollm2-135m-instruct            # any machine: a real model, built-in data
+    python benchmarks/training.py --shape qwen2.5-1.5b --folder /tmp/qwen  # one GPU, bf16: random weights, no hub
+    python benchmarks/training.py --shape tiny --folder /tmp/tiny          # does the script work
 
-- DCR: a step of `run_dcr` at depths l/L of .25, .5, .75 against a forward and backward pass of the whole model with the
-  loss at the last layer (the limit of their ratio is l/L) and against `peer_sweep.refine`, which runs the whole model
-  forward and reads `hidden_states[l]`.
-- SFT: `run_sft` against Trainer (`peer_sweep.fine_tune`), LoRA and full, in tokens a second, without padding, and MFU.
+- DCR: a step of `run_dcr` at depths l/L of .25, .5, .75 against a forward and backward pass of every layer with the
+  loss at the last one, by the same code (the limit of their ratio is l/L) and by transformers with padding; and against
+  `peer_sweep.refine`, which runs the whole model forward and reads `hidden_states[l]`.
+- SFT: `run_sft` against Trainer (`peer_sweep.fine_tune`), LoRA and full, in tokens a second, without padding, and as a
+  share of the device's rate: its peak on a GPU (MFU), on a CPU the rate of a matrix product of the model's own shape.
 
 Every figure is a difference of two runs, one longer than the other, so that loading, warming and writing drop out.
 Model FLOPs: full fine-tuning 6 N T + 6 V d A, LoRA 4 N T + 4 V d A (no gradient of frozen weights), with N the
 parameters of the layers' matrices, T tokens, A answer tokens (where the head is needed), V d the head; attention's own
-products and the adapters' are left out, so MFU is a little understated. Needs neither Ray nor vLLM. The last line is
-one JSON object.
+products and the adapters' are left out, and so are tokens that all rows share, which ours computes once, so a share is
+a model's FLOPs over time and not what the hardware did. Needs neither Ray nor vLLM. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -38,9 +41,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from peer_sweep import Data, fine_tune, refine  # noqa: E402
 
+from dcr_ray.data.load import load_pairs, load_prompts  # noqa: E402
+from dcr_ray.models import ModelCard  # noqa: E402
 from dcr_ray.recipe import ContrastiveRecipe, LoraRecipe, SftRecipe  # noqa: E402
 from dcr_ray.shape import Shape  # noqa: E402
 from dcr_ray.train.jobs import DcrJob, SftJob  # noqa: E402
+from dcr_ray.weights.resolve import default_cache_dir, resolve  # noqa: E402
 from dcr_ray.weights.tiny import TOKENIZER_TEXT, build_tiny_model  # noqa: E402
 
 QWEN_1_5B = SimpleNamespace(
@@ -48,6 +54,7 @@ QWEN_1_5B = SimpleNamespace(
 )
 TINY = SimpleNamespace(layers=4, hidden=64, intermediate=128, heads=2, kv_heads=1, head_dim=32, vocabulary=512)
 PROMPT_WORDS, RESPONSE_WORDS = (16, 64), (64, 384)
+SHAPES = {"qwen2.5-1.5b": QWEN_1_5B, "tiny": TINY}
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -106,7 +113,7 @@ def dcr_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
 
     def ours(depth: float) -> Callable[[int], dict[str, float]]:
         def run(steps: int) -> dict[str, float]:
-            out = folder.parent / f"{folder.name}-dcr"
+            out = options.scratch / "dcr"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             shaped = Shape(precision=options.precision)
@@ -123,7 +130,8 @@ def dcr_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
         def run(steps: int) -> dict[str, float]:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
             plain = recipe(depth, steps).model_dump(mode="json")
-            return {"step": seconds_of(lambda: refine(model, data, plain, 0, None, False)), "steps": steps}
+            work = (model, data, plain, 0, None, False, options.precision)
+            return {"step": seconds_of(lambda: refine(*work)), "steps": steps}
 
         return run
 
@@ -143,8 +151,9 @@ def dcr_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
         return {"forward_backward": seconds_of(passes), "steps": steps}
 
     short, long = options.warm, options.warm + options.steps
-    reference = difference(whole, short, long)
-    reference_ms = 1e3 * reference["forward_backward"] / reference["steps"]
+    padded, every = difference(whole, short, long), difference(ours(1.0), short, long)
+    padded_ms = 1e3 * padded["forward_backward"] / padded["steps"]
+    every_ms = 1e3 * every["forward_backward"] / every["steps"]
     found = []
     for depth in (0.25, 0.5, 0.75):
         mine, theirs = difference(ours(depth), short, long), difference(peer(depth), short, long)
@@ -155,9 +164,11 @@ def dcr_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
             {
                 "depth": depth,
                 "ours_forward_backward_ms": round(pass_ms, 2),
-                "whole_forward_backward_ms": round(reference_ms, 2),
-                "share_of_whole": round(pass_ms / reference_ms, 3),
-                "limit": recipe(depth, 1).layer(shape.layers) / shape.layers,
+                "ours_all_layers_ms": round(every_ms, 2),
+                "transformers_all_layers_ms": round(padded_ms, 2),
+                "limit": round(recipe(depth, 1).layer(shape.layers) / shape.layers, 3),
+                "share_of_ours": round(pass_ms / every_ms, 3),
+                "share_of_transformers": round(pass_ms / padded_ms, 3),
                 "ours_step_ms": round(step_ms, 2),
                 "peer_step_ms": round(peer_ms, 2),
                 "peer_over_ours": round(peer_ms / step_ms, 3),
@@ -182,13 +193,13 @@ def sft_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
     for kind in ("lora", "full"):
         lora = LoraRecipe(rank=16, alpha=32, targets=LORA_TARGETS) if kind == "lora" else None
 
-        base = SftRecipe(batch_size=options.batch, max_tokens=options.max_tokens, lora=lora)
+        base = SftRecipe(batch_size=options.pairs_a_step, max_tokens=options.max_tokens, lora=lora)
 
         def recipe(epochs: int, base: SftRecipe = base) -> SftRecipe:
             return base.model_copy(update={"epochs": epochs})
 
         def ours(epochs: int) -> dict[str, float]:
-            out = folder.parent / f"{folder.name}-sft"
+            out = options.scratch / "sft"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             shaped = Shape(precision=options.precision)
@@ -201,7 +212,8 @@ def sft_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
             os.environ.pop("LOCAL_RANK", None)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
             plain = recipe(epochs).model_dump(mode="json")
-            return {"seconds": seconds_of(lambda: fine_tune(model, data, plain, 0, None, folder.parent))}
+            work = (model, data, plain, 0, None, options.scratch, options.precision)
+            return {"seconds": seconds_of(lambda: fine_tune(*work))}
 
         mine, theirs = difference(ours, 1, 1 + options.epochs), difference(peer, 1, 1 + options.epochs)
         factor = 4 if lora else 6
@@ -212,8 +224,8 @@ def sft_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
                 "ours_tokens_per_second": round(mine["tokens"] / mine["seconds"], 1),
                 "trainer_tokens_per_second": round(mine["tokens"] / theirs["seconds"], 1),
                 "ratio": round(theirs["seconds"] / mine["seconds"], 3),
-                "ours_mfu": round(flops / mine["seconds"] / options.peak_flops, 5),
-                "trainer_mfu": round(flops / theirs["seconds"] / options.peak_flops, 5),
+                "ours_share_of_rate": round(flops / mine["seconds"] / options.peak_flops, 4),
+                "trainer_share_of_rate": round(flops / theirs["seconds"] / options.peak_flops, 4),
                 "peak_gib": {"ours": mine.get("peak_gib"), "trainer": theirs.get("peak_gib")},
             }
         )
@@ -221,45 +233,77 @@ def sft_figures(options: Any, folder: Path, shape: SimpleNamespace, data: Data, 
     return found
 
 
+def matmul_rate(shape: SimpleNamespace, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of one product of 512 tokens with the model's largest matrix, the best of some."""
+    left = torch.randn(512, shape.hidden, device=device, dtype=dtype)
+    right = torch.randn(shape.intermediate, shape.hidden, device=device, dtype=dtype)
+    flops = 2 * 512 * shape.hidden * shape.intermediate
+    times = []
+    for _ in range(20):
+        times.append(seconds_of(lambda: torch.nn.functional.linear(left, right)))
+    return flops / min(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", required=True, help="where the random model is written, once")
-    parser.add_argument("--tiny", action="store_true", help="a tiny shape and few steps, fp32 on a CPU")
-    parser.add_argument(
-        "--peak-flops", type=float, default=989e12, help="dense bf16 of the device; H100 SXM by default"
-    )
-    parser.add_argument("--batch", type=int, default=32, help="prompts of a DCR batch and sequences of an SFT batch")
-    parser.add_argument("--warm", type=int, default=5, help="DCR steps of the shorter run")
-    parser.add_argument("--steps", type=int, default=40, help="DCR steps that are measured")
-    parser.add_argument("--pairs", type=int, default=640, help="SFT pairs of an epoch")
-    parser.add_argument("--epochs", type=int, default=2, help="SFT epochs that are measured, after one of warming")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--model", help="built-in name, hub id or folder; trained on the built-in data")
+    chosen.add_argument("--shape", choices=list(SHAPES), help="random weights of this shape, random words")
+    parser.add_argument("--folder", help="with --shape: where the random model is written, once")
+    parser.add_argument("--precision", choices=["fp32", "mixed", "bf16"], help="ours; bf16 on a GPU, else fp32")
+    parser.add_argument("--only", choices=["dcr", "sft"])
+    parser.add_argument("--peak-flops", type=float, help="of the device; 989e12 (H100 SXM, dense bf16) on a GPU")
+    parser.add_argument("--batch", type=int, default=32, help="prompts of a DCR batch")
+    parser.add_argument("--pairs-a-step", type=int, default=8, help="sequences of an SFT batch")
+    parser.add_argument("--warm", type=int, default=2, help="DCR steps of the shorter run")
+    parser.add_argument("--steps", type=int, default=8, help="DCR steps that are measured")
+    parser.add_argument("--pairs", type=int, default=64, help="SFT pairs of an epoch")
+    parser.add_argument("--epochs", type=int, default=1, help="SFT epochs that are measured, after one of warming")
     parser.add_argument("--max-tokens", type=int, default=512)
     options = parser.parse_args()
-    if options.tiny:
-        options.batch, options.warm, options.steps, options.pairs, options.epochs = 8, 1, 4, 16, 1
+    if options.shape and not options.folder:
+        parser.error("--shape needs --folder")
     if find_spec("deepspeed") is None:
         sys.exit("dcr_ray.train needs DeepSpeed: `make environment LOCK=locks/gpu.txt`, or pip install deepspeed")
-    if not options.tiny and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU; --tiny runs the script on a CPU")
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options.precision = "bf16" if device.type == "cuda" else "fp32"
-    shape, folder = TINY if options.tiny else QWEN_1_5B, Path(options.folder).absolute()
-    if not (folder / "config.json").exists():
-        print(f"writing a random model to {folder}", flush=True)
-        build_model(folder, shape)
-    data = RandomData(AutoTokenizer.from_pretrained(folder), options.batch * 4, options.pairs)
-    document = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "precision": options.precision,
-        "model": vars(shape),
-        "peak_flops": options.peak_flops,
-        "dcr": dcr_figures(options, folder, shape, data, device),
-        "sft": sft_figures(options, folder, shape, data, device),
-    }
+    options.precision = options.precision or ("bf16" if device.type == "cuda" else "fp32")
+    if options.model:
+        folder = resolve(options.model, cache_dir=default_cache_dir())
+        card = ModelCard.from_folder(folder)
+        shape = SimpleNamespace(
+            layers=card.layers,
+            hidden=card.hidden_size,
+            intermediate=card.intermediate_size,
+            heads=card.heads,
+            kv_heads=card.kv_heads,
+            head_dim=card.head_dim,
+            vocabulary=card.vocabulary,
+        )
+        data = BuiltinData(AutoTokenizer.from_pretrained(folder), options.pairs)
+    else:
+        shape, folder = SHAPES[options.shape], Path(options.folder).absolute()
+        if not (folder / "config.json").exists():
+            print(f"writing a random model to {folder}", flush=True)
+            build_model(folder, shape)
+        data = RandomData(AutoTokenizer.from_pretrained(folder), options.batch * 4, options.pairs)
+    if options.peak_flops is None:
+        rate = matmul_rate(shape, device, torch.float32 if options.precision == "fp32" else torch.bfloat16)
+        options.peak_flops = 989e12 if device.type == "cuda" else rate
+    with tempfile.TemporaryDirectory(prefix="dcr-training-") as scratch:
+        options.scratch = Path(scratch)
+        cpu = f"cpu, {torch.get_num_threads()} threads"
+        document = {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
+            "precision": options.precision,
+            "model": vars(shape),
+            "rate": options.peak_flops,
+            "dcr": dcr_figures(options, folder, shape, data, device) if options.only != "sft" else [],
+            "sft": sft_figures(options, folder, shape, data, device) if options.only != "dcr" else [],
+        }
     print(json.dumps(without_nan(document)))
 
 
@@ -276,16 +320,38 @@ class RandomData(Data):
     """Prompts and pairs of random words, as texts for our stages and as token ids for the peer's."""
 
     def __init__(self, tokenizer: Any, prompts: int, pairs: int):
-        self.tokenizer, self.system_prompt = tokenizer, None
-        self.texts = {
-            "seemingly_toxic": texts(prompts, PROMPT_WORDS, 0),
-            "toxic": texts(prompts, PROMPT_WORDS, 1),
-            "general": texts(pairs, PROMPT_WORDS, 2),
-            "responses": texts(pairs, RESPONSE_WORDS, 3),
-        }
+        self._encode(
+            tokenizer,
+            {
+                "seemingly_toxic": texts(prompts, PROMPT_WORDS, 0),
+                "toxic": texts(prompts, PROMPT_WORDS, 1),
+                "general": texts(pairs, PROMPT_WORDS, 2),
+                "responses": texts(pairs, RESPONSE_WORDS, 3),
+            },
+        )
+
+    def _encode(self, tokenizer: Any, texts: dict[str, tuple[str, ...]]) -> None:
+        self.tokenizer, self.system_prompt, self.texts = tokenizer, None, texts
         self.prompts = {name: [self.prompt(text) for text in self.texts[name]] for name in ("seemingly_toxic", "toxic")}
         both = zip(self.texts["general"], self.texts["responses"], strict=True)
         self.pairs = {"general": [self.pair(*pair) for pair in both], "safety": []}
+
+
+class BuiltinData(RandomData):
+    """The package's own prompts, and short chats of mixed lengths: instructions and refusals."""
+
+    def __init__(self, tokenizer: Any, pairs: int):
+        chats = [*load_pairs("builtin-instructions", split="train"), *load_pairs("builtin-refusals", split="train")]
+        chats = random.Random(0).sample(chats, pairs)
+        self._encode(
+            tokenizer,
+            {
+                "seemingly_toxic": tuple(p.text for p in load_prompts("builtin-seemingly-toxic", split="train")),
+                "toxic": tuple(p.text for p in load_prompts("builtin-toxic", split="train")),
+                "general": tuple(pair.prompt for pair in chats),
+                "responses": tuple(pair.response for pair in chats),
+            },
+        )
 
 
 if __name__ == "__main__":
