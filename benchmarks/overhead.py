@@ -4,8 +4,8 @@
 
 Reads a finished study; runs nothing. The last line is one JSON object: seconds by part over all trials, the share of
 the wall clock that no part names, and the overhead, which is `start`, `tracking`, messages to the broker, what is
-unaccounted, and `idle` less what belongs to a stage or waited for the baseline. Its median leaves out the first trial, which also waits
-for processes to start, and trials without a result.
+unaccounted, and `idle` less what belongs to a stage or waited for the baseline. Its median leaves out the first trial,
+which also waits for processes to start, and trials without a result.
 """
 
 from __future__ import annotations

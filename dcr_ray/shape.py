@@ -26,8 +26,8 @@ class Shape(BaseModel):
     )
     precision: Precision = Field(
         "auto",
-        description="mixed keeps weights in fp32 and rounds matrix products' inputs to bf16; bf16 keeps weights in bf16 "
-        "beside fp32 masters; auto is bf16 on GPUs that have it, else fp32",
+        description="mixed keeps weights in fp32 and rounds matrix products' inputs to bf16; bf16 keeps weights in "
+        "bf16 beside fp32 masters; auto is bf16 on GPUs that have it, else fp32",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory (ZeRO 1 to 3)")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

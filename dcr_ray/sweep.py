@@ -156,9 +156,8 @@ def cpus_needed(spec: StudySpec) -> float:
     """CPUs that Ray reserves for the study's groups and engines."""
     resources = spec.resources
     return (
-        (resources.worker_groups or 1) * spec.shape.ranks * resources.cpus_per_rank
-        + resources.engines * resources.cpus_per_engine
-    )
+        resources.worker_groups or 1
+    ) * spec.shape.ranks * resources.cpus_per_rank + resources.engines * resources.cpus_per_engine
 
 
 def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resources:

@@ -17,7 +17,7 @@ TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of a trial: its record's key and directory, its seconds of work, if the cache had it, and who ran it."""
+    """One stage of a trial: its record's key and folder, its seconds of work, if the cache had it, and who ran it."""
 
     name: str
     key: str

@@ -8,8 +8,8 @@ from dcr_ray.models import ModelCard
 from dcr_ray.planning.machine import Machine
 from dcr_ray.planning.memory import GIB
 from dcr_ray.planning.needs import memory_problems, settled_groups, with_groups
-from dcr_ray.study import parse_study
 from dcr_ray.pools.simulated import CARD_CONFIG
+from dcr_ray.study import parse_study
 from tests.test_sweep import SPEC
 
 CARD = ModelCard.from_config(CARD_CONFIG, "simulated")

@@ -20,7 +20,7 @@ from dcr_ray.errors import InputError
 from dcr_ray.report.tally import Tally
 from dcr_ray.search import tpe
 from dcr_ray.search.ahead import AskedAhead
-from dcr_ray.search.ask_tell import Search
+from dcr_ray.search.ask_tell import Search, places_ahead
 from dcr_ray.search.halving import goes_on
 from dcr_ray.search.journal import StudyJournal, importances, read_trials
 from dcr_ray.search.journal_file import JOURNAL_FILE, journal_storage, mend_journal, together
@@ -433,3 +433,12 @@ def test_tpe_is_optunas_own_until_it_forgets(monkeypatch):
     feasible = [trial for trial in study.trials[:119] if trial.params["y"] <= 0.9]
     best = sorted(feasible, key=lambda trial: trial.value, reverse=True)[:6]
     assert {trial.number for trial in best} <= remembered, "nor are the best of all"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "concurrent", "ahead"),
+    [("random", 8, 2), ("random", 1, 0), ("gp", 8, 1), ("tpe", 8, 0), ("nsga2", 8, 0)],
+)
+def test_only_who_loses_little_or_takes_long_is_asked_ahead(sampler, concurrent, ahead):
+    search = {"trials": 12, "sampler": sampler, "concurrent": concurrent}
+    assert places_ahead(spec_with(search=search)) == ahead

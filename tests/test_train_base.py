@@ -1,4 +1,4 @@
-"""What a process keeps between stages: base weights, tokens, states below frozen layers. None of it changes a result."""
+"""What a process keeps between stages, base weights, tokens, states below frozen layers: none changes a result."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_a_base_that_changes_on_disk_is_read_again(tmp_path):
     weights = load_file(f"{folder}/model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, f"{folder}/model.safetensors")
     second = parameters(fresh_causal_model(folder, FP32, CPU, ()))
-    torch.testing.assert_close(second["model.layers.0.mlp.up_proj.weight"], first["model.layers.0.mlp.up_proj.weight"] + 1)
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(second[name], first[name] + 1)
 
 
 def test_a_model_too_large_for_the_host_is_not_kept_and_trains_the_same(model_dir, tmp_path, monkeypatch):
@@ -92,9 +93,11 @@ def test_a_model_too_large_for_the_host_is_not_kept_and_trains_the_same(model_di
     assert run_sft(sft_job(model_dir, tmp_path / "again"))["losses"] == losses
 
 
-def test_a_plain_model_from_tensors_gives_transformers_own_logits(model_dir, tmp_path):
-    kept_model(model_dir, FP32, CPU)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_plain_model_from_tensors_gives_transformers_own_logits(kept, model_dir, tmp_path):
     run_sft(sft_job(model_dir, tmp_path / "out"))
+    if not kept:
+        base._kept.clear()
     model = model_of(model_dir, load_file(tmp_path / "out" / "model.safetensors"), FP32, CPU)
     ids = torch.arange(5, 25)[None]
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits

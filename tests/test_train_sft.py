@@ -43,7 +43,7 @@ def assert_same_run(results: dict, folder: Path, plain_run: tuple[dict, Path]) -
     weights, expected = (load_file(f / "model.safetensors") for f in (folder, plain_run[1]))
     assert weights.keys() == expected.keys()
     for name in expected:
-        # Adam divides a gradient by its own size, so where that is next to nothing rounding shows: a tenth of an update.
+        # Adam divides a gradient by its own size; where that is next to nothing rounding shows: a tenth of an update.
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=1e-4)
 
 

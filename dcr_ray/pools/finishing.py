@@ -1,7 +1,7 @@
 """A finished model's files, written by rank 0 in a thread while its group trains the next stage.
 
-The stage counts as finished when they are there: only then it gets its record and the broker is told. One model at a time
-is held for this; the next one waits. It does not know what is in the files.
+The stage counts as finished when they are there: only then it gets its record and the broker is told. One model at a
+time is held for this; the next one waits. It does not know what is in the files.
 """
 
 from __future__ import annotations

@@ -35,8 +35,14 @@ MOST_AHEAD = 2
 
 
 def places_ahead(spec: StudySpec) -> int:
-    """How many trials a sweep asks for ahead: none with one place, where every suggestion has all results."""
-    return min(MOST_AHEAD, spec.search.concurrent - 1)
+    """How many trials a sweep asks for ahead.
+
+    What is asked ahead knows nothing of the results that come in meanwhile. A sampler that does not learn loses nothing
+    by that; GP's suggestions take long enough for a place to be left waiting. TPE (bounded here) and NSGA-II answer in
+    some milliseconds, so they are asked when the place is free, and so is everybody where there is one place.
+    """
+    most = {"random": MOST_AHEAD, "grid": MOST_AHEAD, "gp": 1}.get(spec.search.sampler, 0)
+    return min(most, spec.search.concurrent - 1)
 
 
 @dataclass(frozen=True)

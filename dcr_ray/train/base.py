@@ -1,8 +1,8 @@
 """Base models that a process keeps in host memory, and fresh models made from them, stage after stage.
 
-Reading a checkpoint and building its modules costs seconds, a copy in memory a fraction of one. Tensors that a stage will
-not write are shared with the kept model instead of copied, on the CPU; on a GPU they come from pinned memory. A model
-that would take too much of the host's memory is not kept, and neither is one divided over ranks at load (ZeRO-3).
+Reading a checkpoint and building its modules costs seconds, a copy in memory a fraction of one. Tensors that a stage
+will not write are shared with the kept model instead of copied, on the CPU; on a GPU they come from pinned memory. A
+model that would take too much of the host's memory is not kept, nor is one divided over ranks at load (ZeRO-3).
 """
 
 from __future__ import annotations
@@ -75,21 +75,32 @@ def _cut(decoder: Any, layer: int, device: torch.device, trained: tuple[str, ...
     return trunk
 
 
-def model_of(folder: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Any | None:
-    """A plain model of the kept base's architecture with these tensors, or None where no base is kept.
+def model_of(folder: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Any:
+    """A plain model of the architecture in `folder` with these tensors; it computes as transformers does, not packed.
 
-    `tensors` holds every parameter by name, but for tied ones. It computes as transformers does, not packed.
+    `tensors` holds every parameter by name, but for tied ones.
     """
-    base = next((model for (known, _), (_, model) in _kept.items() if known == folder), None)
-    if base is None:
-        return None
-    memo: dict[int, Any] = {id(base.config): (config := copy.deepcopy(base.config))}
+    base = next((model for (known, _), (_, model) in _kept.items() if known == folder), None) or _skeleton(folder)
+    config = copy.deepcopy(base.config)
+    memo: dict[int, Any] = {id(base.config): config}
     for name, parameter in base.named_parameters():
         memo[id(parameter)] = nn.Parameter(tensors[name].to(device, dtype), requires_grad=False)
     model = copy.deepcopy(base, memo).to(device)
     config.dtype = dtype
     model.set_attn_implementation(attention_kernel(config))
     return model.eval()
+
+
+def _skeleton(folder: str) -> Any:
+    """The folder's model without weights; what is not a parameter is real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model
 
 
 def kept_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any | None:

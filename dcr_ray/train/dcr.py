@@ -233,8 +233,7 @@ def _of_rank(gradient: Tensor, chunks: list[Chunk], rank: int) -> Tensor:
 
 
 _base_known: dict[Any, dict[int, Tensor]] = {}
-"""Base models' states of the measured prompts [n, width] by layer: trials of all depths ask for them. One base at a time.
-"""
+"""Base models' states of the measured prompts [n, width] by layer, which trials of all depths ask for. One base's."""
 
 
 def _base_states(step: _Step, job: DcrJob, layer: int, frozen: int, precision: str) -> Tensor:

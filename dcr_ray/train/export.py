@@ -21,9 +21,9 @@ SHARD_BYTES = 5_000_000_000
 class Export:
     """A trained model's files, gathered or to be gathered from the ranks, and written by rank 0.
 
-    `changed` holds the tensors that differ from the base model, on the CPU, once they are gathered; `write` needs no other
-    rank and may run while the next stage trains. Models of several shards are written shard by shard as they are gathered,
-    so that one shard at a time is in memory, and leave nothing to `write` but the small files.
+    `whole` holds all tensors on the CPU, `changed` those that differ from the base model; `write` needs no other rank
+    and may run while the next stage trains. Models of several shards are written shard by shard as they are gathered,
+    so that one shard at a time is in memory: of them `whole` and `changed` are empty.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Export:
         """
         self._tokenizer, self._dtype, self._output_dir = tokenizer, dtype, output_dir
         self._config, self._generation_config = model.config, model.generation_config
-        self._whole: dict[str, Tensor] = {}
+        self.whole: dict[str, Tensor] = {}
         self.changed: dict[str, Tensor] = {}
         rank_0 = engine.world.rank == 0
         shards = _shards(model, dtype)
@@ -53,7 +53,7 @@ class Export:
                 if rank_0:
                     tensors[plain_name(name)] = tensor.to("cpu", dtype).contiguous()
             if rank_0 and len(shards) == 1:
-                self._whole = tensors
+                self.whole = tensors
                 self.changed = {
                     plain_name(name): tensors[plain_name(name)]
                     for name, parameter in names
@@ -74,8 +74,8 @@ class Export:
         For rank 0 alone. A tied head is not written, as is usual. Every weight file gets its name when it is whole, and
         config.json comes last.
         """
-        if self._whole:
-            self._save(self._whole, "model.safetensors")
+        if self.whole:
+            self._save(self.whole, "model.safetensors")
         self._tokenizer.save_pretrained(self._output_dir)
         self._generation_config.save_pretrained(self._output_dir)
         self._config.dtype = self._dtype

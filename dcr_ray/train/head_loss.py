@@ -27,9 +27,7 @@ def summed_cross_entropy(
     states [n, width], targets [n]; `softcap` c makes logits c tanh(logits / c), as Gemma 2 does. `products` is the
     precision that matrix products' inputs are rounded to, by default that of the head.
     """
-    return _SummedCrossEntropy.apply(
-        states, head.weight, head.bias, targets, softcap, products or head.weight.dtype
-    )
+    return _SummedCrossEntropy.apply(states, head.weight, head.bias, targets, softcap, products or head.weight.dtype)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

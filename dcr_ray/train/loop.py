@@ -80,7 +80,8 @@ def run_steps(
 
 def results(progress: Progress, clock: Clock, metrics: dict[str, float], notes: list[str]) -> dict[str, Any]:
     """What a stage returns on every rank."""
-    seconds = {"data": 0.0, "weights_in": 0.0, "forward_backward": 0.0, "optimizer": 0.0, "checkpoint": 0.0} | clock.read()
+    always = ("data", "weights_in", "forward_backward", "optimizer", "checkpoint")
+    seconds = dict.fromkeys(always, 0.0) | clock.read()
     return {
         "losses": progress.losses,
         "steps": progress.step,

@@ -1,10 +1,10 @@
 """Sequences without padding: all rows of a pass one after another in one row, and what they all begin with only once.
 
-Linear layers, norms and the output head see real tokens alone. Attention has to know where a sequence begins: this module
-gives transformers an attention function of its own that takes the rows apart, in groups of like length, and lets every
-row see the shared beginning and itself. The states are those of the padded rows up to rounding. In a causal model the
-states of the beginning (chat template, system prompt) are the same in every row, so its keys and values serve all of
-them, and the gradients of all rows add up in it.
+Linear layers, norms and the output head see real tokens alone. Attention has to know where a sequence begins: this
+module gives transformers an attention function of its own that takes the rows apart, in groups of like length, and
+lets every row see the shared beginning and itself. The states are those of the padded rows up to rounding. In a causal
+model the states of the beginning (chat template, system prompt) are the same in every row, so its keys and values
+serve all of them, and the gradients of all rows add up in it.
 
 It serves models whose attention goes through transformers' AttentionInterface; it knows nothing of losses.
 """
@@ -217,7 +217,7 @@ def _attend(
     dropout: float,
     softcap: float | None,
 ) -> Tensor:
-    """[rows, heads, n, size] and keys [rows, heads, m, size], causal where there is no mask -> [rows, n, heads, size]."""
+    """Queries [rows, heads, n, size], causal where there is no mask -> [rows, n, heads, size]."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):

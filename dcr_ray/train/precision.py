@@ -22,7 +22,6 @@ def products_in(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "mixed")
 
 
-
 def resolved_precision(wanted: Precision, device: torch.device) -> Literal["fp32", "mixed", "bf16"]:
     """`auto` becomes bf16 on a GPU that has it and fp32 elsewhere.
 

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcr_ray.data.chat import prompt_ids
-from dcr_ray.evaluate.canary import next_token_logprobs, write_canary
+from dcr_ray.evaluate.canary import CanaryPrompt, next_token_logprobs, write_canary
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_causal_model, model_of, stored_as
 from dcr_ray.train.checkpoint import remove_checkpoints
@@ -33,13 +32,13 @@ from dcr_ray.train.export import Export
 from dcr_ray.train.head_loss import summed_cross_entropy
 from dcr_ray.train.jobs import Leave, Report, SftJob, job_digest, write_at_once
 from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
-from dcr_ray.train.loop import results, run_steps
+from dcr_ray.train.loop import ForwardBackward, results, run_steps
 from dcr_ray.train.lora import add_adapters
 from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
 from dcr_ray.train.precision import DTYPES, products_in, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
-from dcr_ray.train.tokens import tokenizer_of
+from dcr_ray.train.tokens import prompt_tokens, tokenizer_of
 from dcr_ray.train.trunk import overlay_trunk, read_trunk
 from dcr_ray.train.world import World, joined_world
 
@@ -59,7 +58,7 @@ class AnswerLoss(nn.Module):
             deepspeed.zero.register_external_parameter(self, head.weight)
 
     def forward(self, packed: Packed, places: Tensor, targets: Tensor) -> Tensor:
-        """Packed sequences; the packed tokens that have a target [n] and those targets [n] -> a scalar in nats, fp32."""
+        """Packed sequences; the places of the tokens that have a target [n], those targets [n] -> a scalar in nats."""
         with products_in(self.precision, targets.device):
             states = packed_states(self.model.base_model, packed)[places]
         cap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -111,13 +110,9 @@ def run_sft(
             overlaid = frozenset(trunk) if stored_as(job.model_dir, DTYPES[precision]) else None
             del trunk
 
-            def forward_backward(step: int) -> tuple[float, int]:
-                batch = [sequences[i] for i in plan[step]]
-                return batch_loss_and_backward(engine, batch, shape), sum(len(s.ids) for s in batch)
-
             progress = run_steps(
                 engine,
-                forward_backward,
+                _forward_backward(engine, sequences, plan, shape),
                 len(plan),
                 lambda i: learning_rate(i, len(plan), recipe.learning_rate, recipe.warmup_share, recipe.final_lr_share),
                 output_dir=output_dir,
@@ -132,14 +127,9 @@ def run_sft(
                 export = Export(engine, model, tokenizer, DTYPES[precision], output_dir, overlaid)
         del model, module, engine
 
-        def write() -> None:
-            export.write()
-            _write_canary(job, tokenizer, world.device)
-            remove_checkpoints(output_dir)
-
         with clock.measure("export"):
             if world.rank == 0:
-                leave(export.changed, write)
+                _leave(job, export, world.device, leave)
             world.barrier()
         notes = [f"computed in {precision}"]
         if dropped:
@@ -168,6 +158,16 @@ def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World
     if job.recipe.lora:
         add_adapters(model, job.recipe.lora, job.seed)
     return model
+
+
+def _forward_backward(
+    engine: TrainingEngine, sequences: list[TokenSequence], plan: list[list[int]], shape: Shape
+) -> ForwardBackward:
+    def forward_backward(step: int) -> tuple[float, int]:
+        batch = [sequences[i] for i in plan[step]]
+        return batch_loss_and_backward(engine, batch, shape), sum(len(s.ids) for s in batch)
+
+    return forward_backward
 
 
 def batch_loss_and_backward(engine: TrainingEngine, batch: list[TokenSequence], shape: Shape) -> float:
@@ -203,18 +203,34 @@ def packed_batch(sequences: list[TokenSequence], device: torch.device) -> tuple[
     return packed, places, targets
 
 
-def _write_canary(job: SftJob, tokenizer: Any, device: torch.device) -> None:
-    """From the folder as it was written, so that the canary speaks of the file and not of what was in memory.
+def _leave(job: SftJob, export: Export, device: torch.device, leave: Leave) -> None:
+    """Hand over the model's files. What needs the GPU is done now: later it belongs to the next stage."""
+    folder = Path(job.output_dir)
+    canary: list[CanaryPrompt] = []
+
+    def write() -> None:
+        export.write()
+        write_canary(folder, canary or _canary(job, _tensors(folder), torch.device("cpu")))
+        remove_checkpoints(folder)
+
+    if device.type == "cuda":
+        if not export.whole:
+            export.write()
+        canary = _canary(job, export.whole or _tensors(folder), device)
+    leave(export.changed, write)
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def _canary(job: SftJob, tensors: dict[str, Tensor], device: torch.device) -> list[CanaryPrompt]:
+    """Of the tensors as they are in the files or will be, so that the canary speaks of what an engine reads.
 
     Always in fp32, whatever the training's precision: an engine in fp32 is then held to a thousandth of a nat.
     """
-    folder = Path(job.output_dir)
-    weights = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-    size = sum(tensor.numel() for tensor in weights.values()) * torch.float32.itemsize
+    size = sum(tensor.numel() for tensor in tensors.values()) * torch.float32.itemsize
     on_gpu = device.type == "cuda" and size < 0.8 * torch.cuda.mem_get_info(device)[0]
-    place = device if on_gpu else torch.device("cpu")
-    model = model_of(job.model_dir, weights, torch.float32, place)
-    if model is None:
-        model = load_causal_model(folder, torch.float32).eval().to(place)
-    prompts = [prompt_ids(tokenizer, prompt, job.system_prompt) for prompt in job.canary_prompts]
-    write_canary(folder, next_token_logprobs(model, prompts))
+    model = model_of(job.model_dir, tensors, torch.float32, device if on_gpu else torch.device("cpu"))
+    prompts = prompt_tokens(job.model_dir, job.canary_prompts, job.system_prompt)
+    return next_token_logprobs(model, prompts)

@@ -1,7 +1,7 @@
 """Token ids of a job's texts, made once a process: trials of a study train on the same texts again and again.
 
-What is kept is found by the model folder's stamp, the texts and the system prompt, so another tokenizer is never mistaken
-for this one. It does not know what the tokens are for.
+What is kept is found by the model folder's stamp, the texts and the system prompt, so another tokenizer is never
+mistaken for this one. It does not know what the tokens are for.
 """
 
 from __future__ import annotations
