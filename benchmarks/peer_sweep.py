@@ -278,7 +278,7 @@ def answers(folder: str, prompts: list[list[int]], evaluation: dict[str, Any], p
     imported = time.perf_counter()
     llm = LLM(
         folder,
-        dtype={"fp32": "float32", "mixed": "float32", "bf16": "bfloat16"}[precision],
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
         max_model_len=evaluation["max_model_tokens"],
         max_num_seqs=128,
         # Compiling takes longer than all of a trial's answers.
@@ -334,7 +334,8 @@ def run_trial(name: str, recipe: dict[str, Any], order: dict[str, Any], work: di
     gc.collect()
     prompts = data.prompts["compliance"] + data.prompts["defense"]
     with parts("engine"):
-        job = (str(folder), prompts, work["evaluation"], "bf16" if device.type == "cuda" else precision)
+        half = device.type == "cuda" or work["evaluation"]["precision"] == "bf16"
+        job = (str(folder), prompts, work["evaluation"], "bf16" if half else "fp32")
         if options.engine_process == "own" or device.type == "cuda":
             # vLLM does not give all of a GPU's memory back inside a process.
             torch.cuda.empty_cache()
