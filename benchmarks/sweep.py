@@ -226,7 +226,7 @@ def _order(recipe: Recipe, data: StudyData, tokenizer: Any, model: str) -> dict[
         order["dcr"] = [[*low, *(first + i for i in high)] for low, high in batches]
     pairs = [tuple((pair.prompt, pair.response) for pair in getattr(data, field)) for field in ("general", "safety")]
     job = SftJob(model, None, *pairs, recipe.sft, recipe.system_prompt, recipe.seed, "")
-    general, safety, _ = job_sequences(job, tokenizer)
+    general, safety, _ = job_sequences(job)
     lengths = [len(sequence.ids) for sequence in (*general, *safety)]
     sft = recipe.sft
     order["sft"] = batch_plan(lengths, len(general), sft.safety_share, sft.epochs, sft.batch_size, recipe.seed)
