@@ -177,10 +177,7 @@ def write_work(
     with_order: bool,
 ) -> tuple[Path, dict[str, tuple[int, int]]]:
     """The peer's JSON files. Returns the work file and for every trial its steps of the DCR and of the SFT stage."""
-    from transformers import AutoTokenizer
-
     model = resolve(spec.model, cache_dir=default_cache_dir())
-    tokenizer = AutoTokenizer.from_pretrained(model)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for field in ("seemingly_toxic", "toxic", "compliance", "defense", "general", "safety", "capability"):
@@ -190,7 +187,7 @@ def write_work(
             for item in getattr(data, field)
         ]
         Path(files[field]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    orders = {name: _order(recipe, data, tokenizer, str(model)) for name, _, recipe in trials}
+    orders = {name: _order(recipe, data, str(model)) for name, _, recipe in trials}
     work = {
         "model": str(model),
         "data": files,
@@ -212,7 +209,7 @@ def write_work(
     return folder / "work.json", steps
 
 
-def _order(recipe: Recipe, data: StudyData, tokenizer: Any, model: str) -> dict[str, list[list[int]]]:
+def _order(recipe: Recipe, data: StudyData, model: str) -> dict[str, list[list[int]]]:
     """The batches of both training stages as our stages draw them, by numbers that count the second class last."""
     from dcr_ray.train.jobs import SftJob
     from dcr_ray.train.sampler import BalancedSampler
