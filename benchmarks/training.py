@@ -1,8 +1,8 @@
 """The two training stages alone: ours against passes through the whole model, the limit l/L, and Trainer.
 
     python benchmarks/training.py --model smollm2-135m-instruct            # any machine: a real model, built-in data
-    python benchmarks/training.py --shape qwen2.5-1.5b --folder /tmp/qwen  # one GPU, bf16: random weights, no hub
-    python benchmarks/training.py --shape tiny --folder /tmp/tiny          # does the script work
+    python benchmarks/training.py --shape qwen2.5-1.5b --folder FOLDER  # one GPU, bf16: random weights, no hub
+    python benchmarks/training.py --shape tiny --folder FOLDER          # does the script work
 
 - DCR: a step of `run_dcr` at depths l/L of .25, .5, .75 against a forward and backward pass of every layer with the
   loss at the last one, by the same code (the limit of their ratio is l/L) and by transformers with padding; and against

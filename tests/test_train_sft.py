@@ -53,13 +53,13 @@ def test_the_loss_of_packed_sequences_is_transformers_own_of_padded_ones(family,
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pairs = (*GENERAL[:3], *SAFETY[:2], ("Where is it?", "There. " * 9))
     sequences = [token_sequence(*pair_ids(tokenizer, p, r, SYSTEM_PROMPT), 96, True) for p, r in pairs]
-    model = load_causal_model(folder, torch.float32, packed=True)
+    model = load_causal_model(folder, torch.float32)
     packed, *answers = packed_batch(sequences, torch.device("cpu"))
     assert packed.prefix > 20
     ours = AnswerLoss(model, "fp32")(packed, *answers) / sum(s.answer_tokens for s in sequences)
     ours.backward()
 
-    plain = load_causal_model(folder, torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     longest = max(len(s.ids) for s in sequences)
     ids, mask, labels = (torch.full((len(sequences), longest), value) for value in (0, 0, IGNORED))
     for row, s in enumerate(sequences):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcr_ray.weights import shared_memory
-from dcr_ray.weights.shared_memory import offer, offered, remove_stale, withdraw
+from dcr_ray.weights.shared_memory import offer, offered, remove_stale, withdraw, withdraw_one
 
 TENSORS = {"a.weight": torch.arange(64.0), "b.weight": torch.ones(8, 8)}
 SIZE = sum(tensor.nbytes for tensor in TENSORS.values())
@@ -55,6 +55,16 @@ def test_nobody_else_can_read_an_offer_and_a_folder_that_others_can_read_is_not_
     file.parent.parent.chmod(0o755)
     assert offered(checkpoint, "base") is None
     assert not offer(checkpoint, TENSORS, "base", study="s")
+
+
+def test_one_offer_is_withdrawn_and_the_others_stay(checkpoint, memory, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    assert offer(checkpoint, TENSORS, "base", study="s") and offer(other, TENSORS, "base", study="s")
+    withdraw_one(checkpoint)
+    assert offered(checkpoint, "base") is None and offered(other, "base") is not None
+    assert len(files(memory)) == 1
+    withdraw_one(checkpoint)
 
 
 def test_an_offer_of_another_base_is_not_used(checkpoint):

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dcr_ray.errors import StageFailed, StaleWeights
 from dcr_ray.study import EvaluationSpec
-from dcr_ray.weights.identity import model_identity
 from dcr_ray.weights.shared_memory import withdraw_one
 
 
@@ -40,7 +38,6 @@ class EngineWorker:
         # Before torch is imported: its OpenMP pool is sized once.
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
         self.settings = settings
-        self._base_identity = model_identity(Path(settings.model_dir))
 
     def serve(self) -> None:
         """Load the base model, then answer generate stages until the broker says stop.
@@ -81,7 +78,7 @@ class EngineWorker:
             ray.get(broker.failed.remote(name, task.key, "error", f"{type(error).__name__}: {error}"[:2000]))
             raise
         else:
-            withdraw_one(task.job.checkpoint_dir, self._base_identity)
+            withdraw_one(task.job.checkpoint_dir)
             ran = {"worker": name, "engine": self.settings.evaluation.engine, "threads": self.settings.threads}
             ray.get(broker.done.remote(name, task.commit(results, ran)))
 

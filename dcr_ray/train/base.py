@@ -37,7 +37,7 @@ def fresh_causal_model(folder: str, dtype: torch.dtype, device: torch.device, wr
     """The whole model for packed rows, on `device`. `written` names the parameters that will change; None means all."""
     base = kept_model(folder, dtype, device)
     if base is None:
-        model = load_causal_model(folder, dtype, packed=True)
+        model = load_causal_model(folder, dtype)
         restore_rotary_frequencies(model)
         return model
     memo = _parameters(base, device, lambda name: written is None or name in written)
@@ -113,8 +113,8 @@ def kept_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any | N
     if size > KEPT_SHARE * _free_host_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return None
     _kept.clear()
-    model = loaded_whole(folder, dtype)
-    if model is None:
+    model, missing = loaded_whole(folder, dtype)
+    if missing:
         return None
     restore_rotary_frequencies(model)
     model.requires_grad_(True)

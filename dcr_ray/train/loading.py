@@ -15,28 +15,17 @@ from dcr_ray.train.packing import ATTENTION, register_attention
 from dcr_ray.weights.save import without_progress_bars
 
 
-def load_causal_model(folder: str | Path, dtype: torch.dtype, packed: bool = False) -> Any:
-    """The whole model with its output head; `packed` for rows packed by `packing.pack`, which it then takes alone."""
+def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
+    """The whole model with its output head, for packed rows alone."""
+    return loaded_whole(folder, dtype)[0]
+
+
+def loaded_whole(folder: str | Path, dtype: torch.dtype) -> tuple[Any, set[str]]:
+    """The whole model for packed rows, and the names of its tensors that the folder lacks."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     register_attention()
-    with without_progress_bars():
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=ATTENTION if packed else attention_kernel(config),
-            local_files_only=True,
-        )
-
-
-def loaded_whole(folder: str | Path, dtype: torch.dtype) -> Any | None:
-    """The whole model for packed rows, or None where the folder lacks some of its tensors."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    register_attention()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with without_progress_bars(), _quiet_about_unused_weights():
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -46,7 +35,7 @@ def loaded_whole(folder: str | Path, dtype: torch.dtype) -> Any | None:
             local_files_only=True,
             output_loading_info=True,
         )
-    return None if found["missing_keys"] else model
+    return model, set(found["missing_keys"])
 
 
 def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:

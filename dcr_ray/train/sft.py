@@ -149,7 +149,7 @@ def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World
     """The base with the trunk's tensors and, where the recipe says so, adapters."""
     if config["zero_optimization"]["stage"] == 3:
         with parameters_divided_at_load(config, world.device):
-            model = load_causal_model(job.model_dir, dtype, packed=True)
+            model = load_causal_model(job.model_dir, dtype)
         restore_rotary_frequencies(model)
     else:
         # Under adapters only the trunk's tensors change; all others may stay the kept model's own.

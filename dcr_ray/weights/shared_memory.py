@@ -95,18 +95,9 @@ def offered(checkpoint_dir: Path | str, base_identity: str) -> Offer | None:
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(checkpoint_dir)
-    try:
-        pointer = json.loads((folder / POINTER_FILE).read_text())
-        study, name, files = pointer["study"], pointer["offer"], pointer["files"]
-    except (OSError, ValueError, TypeError, KeyError):
+    file = _pointed_at(Path(checkpoint_dir))
+    if file is None:
         return None
-    root = _root(create=False)
-    if root is None or not re.fullmatch(r"[0-9a-f]{64}", str(study)) or not _NAME.fullmatch(str(name)):
-        return None
-    if files != _facts(folder):
-        return None
-    file = root / study / f"{name}.safetensors"
     try:
         with safe_open(file, "pt") as opened:
             if (opened.metadata() or {}).get("base") != base_identity:
@@ -123,10 +114,10 @@ def withdraw(study: str) -> None:
         shutil.rmtree(root / digest(study), ignore_errors=True)
 
 
-def withdraw_one(checkpoint_dir: Path | str, base_identity: str) -> None:
+def withdraw_one(checkpoint_dir: Path | str) -> None:
     """Remove a checkpoint's offer, when whoever it was for has taken it. The folder serves all others."""
-    if (found := offered(checkpoint_dir, base_identity)) is not None:
-        found.file.unlink(missing_ok=True)
+    if (file := _pointed_at(Path(checkpoint_dir))) is not None:
+        file.unlink(missing_ok=True)
 
 
 def remove_stale() -> None:
@@ -147,6 +138,19 @@ def remove_stale() -> None:
             folder.rmdir()
         except OSError:
             pass  # it holds offers
+
+
+def _pointed_at(folder: Path) -> Path | None:
+    """Where the offer lies that a checkpoint's folder names, if it was made for the weight files as they are."""
+    try:
+        pointer = json.loads((folder / POINTER_FILE).read_text())
+        study, name, files = pointer["study"], pointer["offer"], pointer["files"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    root = _root(create=False)
+    if root is None or not re.fullmatch(r"[0-9a-f]{64}", str(study)) or not _NAME.fullmatch(str(name)):
+        return None
+    return root / study / f"{name}.safetensors" if files == _facts(folder) else None
 
 
 def _root(create: bool) -> Path | None:
