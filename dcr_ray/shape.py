@@ -30,6 +30,9 @@ class Shape(BaseModel):
         "bf16 beside fp32 masters; auto is bf16 on GPUs that have it, else fp32",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory (ZeRO 1 to 3)")
+    offload_parameters: bool = Field(
+        False, description="keep divided parameters in the host's memory as well (ZeRO 3 on GPUs)"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between two checkpoints inside a stage")
 
@@ -37,6 +40,8 @@ class Shape(BaseModel):
     def _offload_needs_zero(self) -> Shape:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, found {self.zero_stage}")
         return self
 
     def settled(self, on_gpu: bool) -> Shape:

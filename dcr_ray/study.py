@@ -167,6 +167,7 @@ class Resources(_Section):
         description="none: on a machine without GPUs as many as cores, memory and search.concurrent allow, else one",
     )
     engines: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of one node over which an engine divides a model")
     cpus_per_rank: float = Field(1, gt=0)
     gpus_per_rank: float | None = Field(None, ge=0)
     threads_per_rank: int | None = Field(None, ge=1)

@@ -32,6 +32,7 @@ EXCEPTIONS = {
     ("planning.plan", "data"): "the fields of a study's data",
     ("planning.plan", "preflight"): "a plan says what preflight says",
     ("planning.plan", "report"): "one wording of durations",
+    ("planning.plan", "weights"): "where the config of a model that was fetched lies",
     ("observe", "report"): "snapshots are the report's",
     ("sweep", "report"): "a sweep ends with its report",
     ("confirm.run", "report"): "the live view is the report's",

@@ -10,7 +10,8 @@ import pytest
 from dcr_ray.data.ledger import study_ledger
 from dcr_ray.data.of_study import load_study_data
 from dcr_ray.errors import InputError
-from dcr_ray.planning.plan import plan_study
+from dcr_ray.planning.cluster import load_cluster
+from dcr_ray.planning.plan import plan_for_cluster, plan_study
 from dcr_ray.study import load_study
 from dcr_ray.weights.tiny import build_tiny_model
 from tests.set_files import write_sets
@@ -27,7 +28,23 @@ def here(tmp_path_factory) -> list[str]:
     return [f"data.root={folder / 'data'}", f"model={folder / 'model'}", f"storage={folder / 'runs'}"]
 
 
-@pytest.mark.parametrize("file", sorted(SPACES.glob("*.yaml")), ids=lambda file: file.stem)
+def for_cluster(file: Path) -> Path | None:
+    """The cluster file that a search space says it is made for."""
+    found = re.search(r"^# cluster: (\S+)$", file.read_text(), re.MULTILINE)
+    return SPACES.parent / found[1] if found else None
+
+
+@pytest.mark.parametrize("file", sorted(filter(for_cluster, SPACES.glob("*.yaml"))), ids=lambda file: file.stem)
+def test_a_search_space_made_for_a_cluster_fits_it(file, here):
+    spec = load_study(file, here[:1])
+    plan = plan_for_cluster(spec, load_cluster(for_cluster(file)))
+    assert plan.problems == () and plan.price > 0
+    assert plan.groups * spec.shape.ranks + plan.engines * spec.resources.tensor_parallel <= plan.cluster.gpus
+
+
+@pytest.mark.parametrize(
+    "file", sorted(file for file in SPACES.glob("*.yaml") if not for_cluster(file)), ids=lambda file: file.stem
+)
 def test_a_shipped_search_space_plans(file, here):
     spec = load_study(file, here)
     plan = plan_study(spec)

@@ -31,6 +31,9 @@ def study(command: argparse.ArgumentParser) -> None:
 
 def plan(command: argparse.ArgumentParser) -> None:
     spec(command)
+    command.add_argument(
+        "--cluster", metavar="FILE", help="plan for the cluster that this file describes: shape, GPU-hours, money"
+    )
     json(command)
 
 

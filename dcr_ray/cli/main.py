@@ -82,6 +82,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         (
             "dcr-ray plan search_spaces/quickstart.yaml",
             "dcr-ray plan search_spaces/quickstart.yaml --json",
+            "dcr-ray plan search_spaces/llama-3.1-70b.yaml --cluster clusters/aws-h100.yaml",
         ),
         arguments.plan,
     ),

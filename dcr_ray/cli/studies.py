@@ -46,12 +46,30 @@ def sweep(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     from dcr_ray.planning.plan import plan_study, plan_tables
 
+    if options.cluster:
+        return _plan_for_cluster(options)
     found = plan_study(load_study(options.spec, options.overrides))
     if options.json:
         print_json(found.as_dict())
     else:
         for title, columns, rows in plan_tables(found):
             print_table(rows, columns, title)
+    return 2 if found.problems else 0
+
+
+def _plan_for_cluster(options: Namespace) -> int:
+    from dcr_ray.planning.cluster import load_cluster
+    from dcr_ray.planning.cluster_tables import cluster_tables, settings_text
+    from dcr_ray.planning.plan import plan_for_cluster
+
+    found = plan_for_cluster(load_study(options.spec, options.overrides), load_cluster(options.cluster))
+    if options.json:
+        print_json(found.as_dict())
+    else:
+        for title, columns, rows in cluster_tables(found):
+            print_table(rows, columns, title)
+        if text := settings_text(found):
+            print(f"To run it so, the study needs:\n\n{text}")
     return 2 if found.problems else 0
 
 

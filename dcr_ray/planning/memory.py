@@ -170,7 +170,7 @@ def shortfalls(
         if need.device == "cuda" and (device_bytes is None or need.rank_bytes > device_bytes):
             problems.append(_problem(need.what, "per GPU", need.rank_bytes, device_bytes or 0, need.parts))
         if need.host_bytes > host_bytes:
-            parts = need.parts if need.device == "cpu" else {"offloaded optimizer": need.offloaded_bytes}
+            parts = need.parts if need.device == "cpu" else {"offloaded": need.offloaded_bytes}
             problems.append(_problem(need.what, "on the host", need.host_bytes, host_bytes, parts))
     total = sum(need.host_bytes for need in needs)
     if together and not problems and total > host_bytes:
@@ -262,6 +262,8 @@ def _training(
         # As DeepSpeed estimates it, buffers included; gradients follow the optimizer to the host.
         per_parameter = max(4 * ranks, 16) if stage <= 2 else 16
         offloaded, optimizer, gradients = ceil(1.5 * per_parameter * trained / nodes), 0, 0
+    if shape.offload_parameters and need.device == "cuda":
+        offloaded, weights = offloaded + ceil(1.5 * item * parameters / nodes), 0
     on_device = weights + gradients + optimizer + gathered + activations + logits
     return replace(
         need,

@@ -43,9 +43,7 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
     sft = recipe.sft
     stages = [sft_memory(card, shape, sft.lora, tokens=sft.max_tokens, batch_size=sft.batch_size, device=device)]
     if recipe.dcr is not None:
-        deepest = spec.dimensions.get("dcr.layer_depth")
-        depth = max(deepest.ends()) if deepest else recipe.dcr.layer_depth
-        layer = recipe.dcr.model_copy(update={"layer_depth": depth}).layer(card.layers)
+        layer = recipe.dcr.model_copy(update={"layer_depth": deepest_depth(spec)}).layer(card.layers)
         tokens = min(recipe.dcr.max_prompt_tokens, LONGEST_PROMPT_TOKENS)
         stages.append(dcr_memory(card, layer, shape, tokens=tokens, batch_size=recipe.dcr.batch_size, device=device))
     largest = max(stages, key=lambda need: need.rank_bytes)
@@ -53,6 +51,12 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
     sequences = max(1, cached_tokens // spec.evaluation.max_model_tokens)
     engine = engine_memory(card, sequences, spec.evaluation.max_model_tokens, "bfloat16" if bf16 else "float32", device)
     return [largest] * (spec.resources.worker_groups or 1) + [engine] * spec.resources.engines
+
+
+def deepest_depth(spec: StudySpec) -> float | None:
+    """The deepest layer that the study may ask for, as l/L; None without a DCR stage."""
+    searched, dcr = spec.dimensions.get("dcr.layer_depth"), spec.base_recipe().dcr
+    return max(searched.ends()) if searched else dcr.layer_depth if dcr else None
 
 
 def memory_problems(spec: StudySpec, card: ModelCard, machine: Machine) -> list[Problem]:

@@ -1,22 +1,31 @@
 """What a study will run, share and need, said before anything is started.
 
-Seconds come from the records of earlier stages of the same model where there are some; without any, they are not
-guessed. It plans for this machine; it knows nothing of clusters and prices.
+For this machine seconds come from the records of earlier stages of the same model where there are some; without any,
+they are not guessed. For a cluster that is described in a file they are reckoned (`planning.cost`), and nothing is
+fetched.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dcr_ray.cache import StageCache
-from dcr_ray.data.of_study import EVALUATED, TRAINED
-from dcr_ray.errors import InputError, Problem
+from dcr_ray.data.of_study import EVALUATED, TRAINED, load_study_data
+from dcr_ray.errors import InputError, Problem, nearest_name
+from dcr_ray.models import ModelCard
+from dcr_ray.planning.calibration import calibrated
+from dcr_ray.planning.cards import known_card, known_models
+from dcr_ray.planning.cluster import Cluster
+from dcr_ray.planning.cost import ClusterPlan, plan_on_cluster
 from dcr_ray.planning.machine import this_machine
 from dcr_ray.planning.memory import GIB
 from dcr_ray.planning.needs import disk_bytes, memory_needs
+from dcr_ray.planning.work import DataFacts
+from dcr_ray.recipe import Recipe
 from dcr_ray.space import Space, sample
 from dcr_ray.study import StudySpec
 
@@ -77,16 +86,64 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     )
 
 
+def drawn_recipes(spec: StudySpec) -> list[Recipe]:
+    """The STL baseline's recipe and random ones, one for each trial up to 2,000."""
+    draws = random.Random(spec.search.seed)
+    searched = (spec.searched_recipe(_draw(spec.dimensions, draws)) for _ in range(min(spec.search.trials, 2000)))
+    return [spec.baseline_recipe(), *searched]
+
+
 def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
     """Stages to run, and how many trials find theirs already run, for as many random points as there are trials."""
-    draws = random.Random(spec.search.seed)
-    recipes = [spec.baseline_recipe()]
-    recipes += [spec.searched_recipe(_draw(spec.dimensions, draws)) for _ in range(min(spec.search.trials, 2000))]
+    recipes = drawn_recipes(spec)
     dcr = [recipe.dcr.model_dump_json() for recipe in recipes if recipe.dcr]
     sft = [recipe.model_dump_json() for recipe in recipes]
     counts = {"dcr": len(set(dcr)), "sft": len(set(sft)), "generate": len(set(sft)), "judge": len(set(sft))}
     asked = {"dcr": len(dcr), "sft": len(sft), "generate": len(sft), "judge": len(sft)}
     return counts, {name: asked[name] - counts[name] for name in STAGES}
+
+
+def plan_for_cluster(spec: StudySpec, cluster: Cluster) -> ClusterPlan:
+    """Plan a study on a cluster that need not be there. Its model's files are not looked at: a card that is known by
+    name will do, or the config.json of a folder or of the cache.
+
+    Raises InputError where the study's data or model cannot be known here.
+    """
+    problems: list[Problem] = []
+    facts, card = None, None
+    try:
+        facts = DataFacts.of(load_study_data(spec.data), (*TRAINED, *EVALUATED))
+    except InputError as error:
+        problems += error.problems
+    try:
+        card = planned_card(spec.model)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+    gpu = next((node.gpu for node in cluster.gpu_nodes), None)
+    from dcr_ray.preflight import storage_root
+
+    calibration = calibrated(StageCache(storage_root(spec) / "cache").records(), card.parameters, gpu)
+    return plan_on_cluster(spec, card, facts, cluster, drawn_recipes(spec), stage_counts(spec), calibration)
+
+
+def planned_card(model: str) -> ModelCard:
+    """The card of a model by name or folder, without fetching anything. Raises InputError where it cannot be known."""
+    from dcr_ray.weights.resolve import default_cache_dir, resolve
+
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return ModelCard.from_folder(folder, model)
+    card = known_card(model)
+    if card is not None:
+        return card
+    try:
+        return ModelCard.from_folder(resolve(model, cache_dir=default_cache_dir(), offline=True), model)
+    except InputError as error:
+        fix = f"{nearest_name(model, known_models())} Or fetch it first, or name a folder with its config.json.".strip()
+        found = f"'{model}', whose sizes are not known here ({error.problems[0].found})"
+        raise InputError([Problem("model", found, "a known model, a folder, or a model in the cache", fix)]) from error
 
 
 class _Draws:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from dcr_ray.errors import InputError, Problem
+from dcr_ray.models import ModelCard
+from dcr_ray.planning.flops import dcr_flops
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_trunk
@@ -36,6 +38,7 @@ from dcr_ray.train.loading import load_trunk, restore_rotary_frequencies
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.losses import contrastive_loss
 from dcr_ray.train.packing import Packed, pack, shared_prefix
+from dcr_ray.train.peak import PeakMemory
 from dcr_ray.train.precision import DTYPES, resolved_precision
 from dcr_ray.train.sampler import BalancedSampler
 from dcr_ray.train.schedule import learning_rate
@@ -65,13 +68,13 @@ def run_dcr(
     _check(job)
     clock = Clock()
     with joined_world(world) as world, memory_failures(world):
-        from transformers import AutoConfig
-
+        peak = PeakMemory(world)
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
         config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
         with clock.measure("data"):
-            layers = AutoConfig.from_pretrained(job.model_dir, local_files_only=True).num_hidden_layers
+            card = ModelCard.from_folder(job.model_dir)
+            layers = card.layers
             layer, frozen = recipe.layer(layers), recipe.frozen_layers(layers)
             prompts = _Prompts(job)
         with clock.measure("weights_in"), ExitStack() as opened:
@@ -108,7 +111,9 @@ def run_dcr(
             if world.rank == 0:
                 remove_checkpoints(Path(job.output_dir))
         del module, trunk, step
-        return results(progress, clock, metrics, [f"computed in {precision} at layer {layer} of {layers}"])
+        notes = [f"computed in {precision} at layer {layer} of {layers}"]
+        flops = dcr_flops(card, layer, progress.tokens, prompts.mean_length, frozen=frozen).model
+        return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
 
 
 class _Prompts:
@@ -126,6 +131,11 @@ class _Prompts:
         self.seemingly_toxic, self.toxic = ids(job.seemingly_toxic), ids(job.toxic)
         held_out = (ids(job.held_out_seemingly_toxic), ids(job.held_out_toxic))
         self.parts = [_spread(part) for part in (self.seemingly_toxic, self.toxic, *held_out)]
+
+    @property
+    def mean_length(self) -> float:
+        rows = [*self.seemingly_toxic, *self.toxic]
+        return sum(map(len, rows)) / len(rows)
 
     @property
     def measured(self) -> list[list[int]]:

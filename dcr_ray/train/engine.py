@@ -112,6 +112,8 @@ def deepspeed_config(shape: Shape, precision: str, gradient_clip: float, device:
     zero: dict[str, Any] = {"stage": effective_zero_stage(shape, precision)}
     if shape.offload_optimizer and device.type != "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if shape.offload_parameters and device.type != "cpu":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -16,6 +16,7 @@ from dcr_ray.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dcr_ray.train.clock import Clock
 from dcr_ray.train.engine import TrainingEngine
 from dcr_ray.train.jobs import Report, StageStopped
+from dcr_ray.train.world import World
 
 REPORT_SECONDS = 1.0
 
@@ -78,8 +79,17 @@ def run_steps(
     return progress
 
 
-def results(progress: Progress, clock: Clock, metrics: dict[str, float], notes: list[str]) -> dict[str, Any]:
-    """What a stage returns on every rank."""
+def results(
+    progress: Progress,
+    clock: Clock,
+    metrics: dict[str, float],
+    notes: list[str],
+    world: World,
+    model_flops: float,
+    parameters: int,
+    peak_bytes: dict[str, int],
+) -> dict[str, Any]:
+    """What a stage returns on every rank. `computed` is what the planner's rates are measured by."""
     always = ("data", "weights_in", "forward_backward", "optimizer", "checkpoint")
     seconds = dict.fromkeys(always, 0.0) | clock.read()
     return {
@@ -89,4 +99,12 @@ def results(progress: Progress, clock: Clock, metrics: dict[str, float], notes: 
         "seconds": seconds,
         "metrics": metrics,
         "notes": notes,
+        "peak_bytes": peak_bytes,
+        "computed": {
+            "model_flops": model_flops,
+            "parameters": parameters,
+            "ranks": world.size,
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        },
     }

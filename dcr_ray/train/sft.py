@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcr_ray.evaluate.canary import CanaryPrompt, next_token_logprobs, write_canary
+from dcr_ray.models import ModelCard
+from dcr_ray.planning.flops import sft_flops
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_causal_model, model_of, stored_as
 from dcr_ray.train.checkpoint import remove_checkpoints
@@ -35,6 +37,7 @@ from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
 from dcr_ray.train.loop import ForwardBackward, results, run_steps
 from dcr_ray.train.lora import add_adapters
 from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
+from dcr_ray.train.peak import PeakMemory
 from dcr_ray.train.precision import DTYPES, products_in, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
@@ -84,6 +87,7 @@ def run_sft(
     clock = Clock()
     output_dir = Path(job.output_dir)
     with joined_world(world) as world, memory_failures(world):
+        peak = PeakMemory(world)
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
         config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
@@ -142,7 +146,9 @@ def run_sft(
             "sft_answer_tokens": float(answer_tokens),
             "sft_safety_share": safety_drawn / sum(map(len, plan)),
         }
-        return results(progress, clock, metrics, notes)
+        card, mean_length = ModelCard.from_folder(job.model_dir), sum(lengths) / len(lengths)
+        flops = sft_flops(card, progress.tokens, answer_tokens, mean_length, recipe.lora).model
+        return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
 
 
 def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World, trunk: dict[str, Tensor]) -> Any:

@@ -44,6 +44,14 @@ class World:
         dist.all_reduce(tensor)
         return tensor.item()
 
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' numbers (below 2^53)."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor.item())
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return self.total(float(flag)) > 0
