@@ -208,3 +208,46 @@ def winrate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--system-prompt", metavar="TEXT", help="default: the chat template's own")
     command.add_argument("--out", metavar="FOLDER", help="keep outputs and the judge's answers; a second run asks less")
     engine(command)
+
+
+def cluster(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    listed = actions.add_parser("list", help="cluster files of a folder: kind, nodes, GPUs, price")
+    listed.add_argument("folder", metavar="FOLDER", nargs="?", default="clusters")
+    json(listed)
+    listed.set_defaults(runs="cluster:list_files")
+
+    validate = actions.add_parser("validate", help="hold files against what their launchers would say, offline")
+    validate.add_argument("files", metavar="FILE", nargs="+")
+    validate.add_argument(
+        "--schemas",
+        metavar="FOLDER",
+        help="KubeRay's schemas (default: $DCR_RAY_KUBERAY_SCHEMAS, else where `cluster schemas` writes them)",
+    )
+    json(validate)
+    validate.set_defaults(runs="cluster:validate")
+
+    render = actions.add_parser("render", help="a file with other names, images and sizes; comments stay")
+    render.add_argument("file", metavar="FILE")
+    render.add_argument("--name", help="of the cluster, the job or the task")
+    render.add_argument("--workers", type=int, metavar="N", help="nodes that do the work")
+    render.add_argument("--image", help="container or machine image")
+    render.add_argument("--region")
+    render.add_argument("--spot", action="store_true", help="workers that may be taken away; the head stays on demand")
+    render.add_argument("--storage", metavar="FOLDER", help="where the shared file system is mounted")
+    render.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other field")
+    render.add_argument("--out", metavar="FILE", help="default: standard output")
+    render.set_defaults(runs="cluster:render")
+
+    schemas = actions.add_parser("schemas", help="obtain KubeRay's schemas from its resource definitions")
+    schemas.add_argument(
+        "--from",
+        dest="sources",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="a definition's file or URL (default: KubeRay's own, from GitHub)",
+    )
+    schemas.add_argument("--version", default="v1.5.0", help="KubeRay's version to fetch")
+    schemas.add_argument("--out", metavar="FOLDER", help="default: $DCR_RAY_KUBERAY_SCHEMAS, else the cache")
+    schemas.set_defaults(runs="cluster:schemas")

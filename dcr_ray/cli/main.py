@@ -216,6 +216,18 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         arguments.winrate,
     ),
     (
+        "cluster",
+        "",
+        "check and fill in the files that describe clusters: Ray's launcher, KubeRay, Slurm, SkyPilot",
+        (
+            "dcr-ray cluster list",
+            "dcr-ray cluster validate clusters/*",
+            "dcr-ray cluster render clusters/aws-h100.yaml --name mine --workers 1 --spot --out mine.yaml",
+            "dcr-ray cluster schemas",
+        ),
+        arguments.cluster,
+    ),
+    (
         "doctor",
         "jobs:doctor",
         "check this machine, and a Ray, and say what to do about what fails",
