@@ -29,6 +29,7 @@ class Observer:
 
     def __init__(self, spec: StudySpec, journal: Any, tracker: Tracker, spec_text: str):
         self.fault: Exception | None = None
+        self.usage: list[str] = []
         self._spec = spec
         self._journal = journal
         self._tracker = tracker
@@ -87,12 +88,13 @@ class Observer:
             groups=crew.group_lines(),
             engines=crew.engine_lines(),
             tracking=self._tracker.state(),
+            usage=self.usage,
             started=self._started,
             messages=self._messages[-20:],
         )
 
-    def end(self, trials: list[Trial], report: Path, interrupted: bool) -> None:
-        """The study's own figures and files."""
+    def end(self, trials: list[Trial], report: Path, interrupted: bool, usage: dict[str, float] | None = None) -> None:
+        """The study's own figures and files; `usage` is what it has used of its budget."""
         front = {trial.name for trial in pareto_front(trials, self._spec.objectives)}
         for trial in trials:
             if trial.state == "complete":
@@ -108,7 +110,8 @@ class Observer:
                 f"trials/{state}": float(sum(t.state == state for t in trials))
                 for state in ("complete", "pruned", "failed")
             }
-            | _time_figures(trials),
+            | _time_figures(trials)
+            | {f"usage/{name}": value for name, value in (usage or {}).items()},
         )
         self._tracker.end(STUDY_UID, "killed" if interrupted else "finished")
 
@@ -156,6 +159,8 @@ class Observer:
             self._tracker.end(uid, "finished")
         elif kind == "requeued":
             self.say(f"{trial}: {stage} goes back to the queue, its worker {event['worker']} died")
+        elif kind == "given_back":
+            self.say(f"{trial}: {stage} goes back to the queue: {event['reason']}")
 
     def _mirror_judge(self, trial: Trial, stage: StageView) -> None:
         uid = f"{trial.name}/judge"

@@ -7,7 +7,7 @@ micro-batch are left out, since they change a result by rounding only; precision
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -304,12 +304,20 @@ After = Callable[[StageTask, Record, dict[str, Any]], None]
 """Told of every finished stage and of the trial's outcome so far; it may stop the trial by raising."""
 
 
-def run_stages(tasks: list[StageTask], submit: Submit, after: After) -> dict[str, Any]:
-    """One trial: its stages one after another. Returns `metrics`, `stages`, `seconds` and `failure` (None, or why)."""
+Course = Generator[StageTask, tuple[Record, bool], dict[str, Any]]
+"""A trial's course: yields each stage when it is its turn, is sent its record and whether the cache had it (or has
+StageFailed thrown in), and returns the outcome."""
+
+
+def course(tasks: list[StageTask], after: After) -> Course:
+    """One trial: its stages one after another, whoever runs them.
+
+    The outcome has `metrics`, `stages`, `seconds` and `failure` (None, or why).
+    """
     outcome: dict[str, Any] = {"metrics": {}, "stages": [], "seconds": {}, "failure": None}
     for task in tasks:
         try:
-            record, cached = submit(task)
+            record, cached = yield task
         except StageFailed as failure:
             outcome["failure"] = {"stage": task.stage, "kind": failure.kind, "reason": failure.reason}
             break
@@ -321,6 +329,22 @@ def run_stages(tasks: list[StageTask], submit: Submit, after: After) -> dict[str
         outcome["stages"].append(stage | {"cached": cached, "worker": record.ran.get("worker")})
         after(task, record, outcome)
     return outcome
+
+
+def run_stages(tasks: list[StageTask], submit: Submit, after: After) -> dict[str, Any]:
+    """A trial's course with `submit` for every stage. Returns its outcome."""
+    steps = course(tasks, after)
+    try:
+        task = next(steps)
+        while True:
+            try:
+                answer = submit(task)
+            except StageFailed as failure:
+                task = steps.throw(failure)
+            else:
+                task = steps.send(answer)
+    except StopIteration as end:
+        return end.value
 
 
 def run_here(task: StageTask) -> tuple[Record, bool]:

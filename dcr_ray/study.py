@@ -183,6 +183,23 @@ class ConfirmSpec(_Section):
     margin: float = Field(0.02, gt=0, lt=1, description="loss of defense that still counts as the same safety")
 
 
+class BudgetSpec(_Section):
+    """Limits at the first of which the study ends; how many trials there are is `search.trials`."""
+
+    hours: float | None = Field(None, gt=0, description="on the clock, over all runs of the study")
+    gpu_hours: float | None = Field(None, gt=0, description="of the GPUs that groups and engines reserve")
+    money: float | None = Field(None, gt=0, description="needs one of the two prices")
+    price_per_gpu_hour: float | None = Field(None, gt=0, description="of a reserved GPU")
+    price_per_hour: float | None = Field(None, gt=0, description="of the whole cluster or machine, busy or not")
+
+    @model_validator(mode="after")
+    def _one_price_for_money(self) -> BudgetSpec:
+        prices = [name for name in ("price_per_gpu_hour", "price_per_hour") if getattr(self, name) is not None]
+        if len(prices) > 1 or (self.money is not None and not prices):
+            raise ValueError("money needs one price: price_per_gpu_hour, or price_per_hour for the whole cluster")
+        return self
+
+
 class TrackingSpec(_Section):
     uri: str | None = Field(None, description="MLflow tracking URI; none keeps an sqlite file in the study's folder")
 
@@ -204,6 +221,7 @@ class StudySpec(_Section):
     confirm: ConfirmSpec = ConfirmSpec()
     shape: Shape = Shape()
     resources: Resources = Resources()
+    budget: BudgetSpec = BudgetSpec()
     tracking: TrackingSpec = TrackingSpec()
     storage: str | None = Field(None, description="folder of studies and caches; none means $DCR_RAY_STORAGE or ./runs")
     reports: str = Field("reports", description="folder that gets a folder with report and plots for the study")

@@ -12,12 +12,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcr_ray.budget import UsageMeter, reached, read_usage, used
 from dcr_ray.data.ledger import study_ledger, write_ledger
 from dcr_ray.errors import DcrError, InputError, Problem
 from dcr_ray.evaluate.vllm_engine import batch_invariance_problems
@@ -45,6 +46,8 @@ class SweepResult:
     tracking_uri: str
     complete: bool
     stopped: str | None
+    within_budget: bool = True
+    """False for a study that ended because its budget was used up, which is an orderly end."""
 
 
 def sweep(spec: StudySpec, *, address: str | None = None, console: Any = None) -> SweepResult:
@@ -73,10 +76,11 @@ def run_ready(ready: Ready, address: str | None, console: Any, make_crew: Any = 
     mend_journal(ready.study_dir / JOURNAL_FILE)
     journal = StudyJournal(spec, ready.study_dir)
     search = Search(journal, ahead=places_ahead(spec))
-    stopped: str | None = None
     with Tracker(ready.study_dir, ready.tracking_uri, spec.study) as tracker:
         observer = Observer(spec, journal, tracker, spec.as_yaml())
-        if search.remaining():
+        search.used_up = reached(spec.budget, read_usage(ready.study_dir)) if search.remaining() else None
+        stopped = search.used_up
+        if search.remaining() and not search.used_up:
             try:
                 stopped = _run_on_ray(ready, address, console, search, observer, make_crew)
             finally:
@@ -84,8 +88,16 @@ def run_ready(ready: Ready, address: str | None, console: Any, make_crew: Any = 
         trials = journal.trials()
         write_outcomes(ready.study_dir, Path(ready.inputs.cache_root), evaluated(trials))
         report = write_study_report(spec, journal, trials, ready.report_dir, stopped)
-        observer.end(trials, report, interrupted=stopped is not None)
-    return SweepResult(tuple(trials), ready.study_dir, report, ready.tracking_uri, not search.remaining(), stopped)
+        observer.end(trials, report, stopped not in (None, search.used_up), read_usage(ready.study_dir).as_dict())
+    return SweepResult(
+        tuple(trials),
+        ready.study_dir,
+        report,
+        ready.tracking_uri,
+        not search.remaining(),
+        stopped,
+        stopped is None or stopped != search.used_up,
+    )
 
 
 def _run_on_ray(
@@ -121,6 +133,7 @@ def _run_with_crew(
 
     spec = ready.spec
     inputs = replace(ready.inputs, shape=spec.shape.settled(on_gpu=bool(resources.gpus_per_rank)))
+    meter = UsageMeter(spec.budget, ready.study_dir, reserved_gpus(spec, resources))
     prunings: dict[str, str] = {}
     searcher = TuneSearcher(search, observer.trial_started, observer.trial_ended, prunings)
     tune_dir = ready.study_dir / "ray-tune"
@@ -132,7 +145,7 @@ def _run_with_crew(
         (make_crew or Crew)(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
         view,
     ):
-        with watching(crew, observer, view, searcher):
+        with watching(crew, observer, view, searcher, lambda: _keep_to_budget(meter, spec, search, observer)):
             run_trials(
                 searcher,
                 StageHalving(search, prunings),
@@ -145,11 +158,29 @@ def _run_with_crew(
                 time.strftime("%Y%m%d-%H%M%S"),
             )
     shutil.rmtree(tune_dir, ignore_errors=True)
+    meter.write()
     if observer.fault is not None:
         raise observer.fault
     if search.stopped:
         return search.stopped
-    return "interrupted" if searcher.interrupted else None
+    if searcher.interrupted:
+        return "interrupted"
+    return search.used_up if search.remaining() else None
+
+
+def reserved_gpus(spec: StudySpec, resources: Resources) -> float:
+    """GPUs that the study's groups and engines hold while it runs."""
+    groups = (resources.worker_groups or 1) * spec.shape.ranks * (resources.gpus_per_rank or 0.0)
+    return groups + resources.engines * resources.tensor_parallel * (resources.gpus_per_engine or 0.0)
+
+
+def _keep_to_budget(meter: UsageMeter, spec: StudySpec, search: Any, observer: Observer) -> None:
+    """No trial is begun once the budget is used up; those under way are ended, since they are nearly paid for."""
+    usage = meter.read()
+    observer.usage = used(spec.budget, usage)
+    if search.used_up is None and (reason := reached(spec.budget, usage)) is not None:
+        search.used_up = reason
+        observer.say(f"{reason}; no further trial is begun, those under way are ended")
 
 
 def cpus_needed(spec: StudySpec) -> float:
@@ -196,10 +227,12 @@ def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resource
 
 
 @contextmanager
-def watching(crew: Any, observer: Observer, view: LiveView, searcher: Any) -> Iterator[None]:
+def watching(
+    crew: Any, observer: Observer, view: LiveView, searcher: Any, each: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """A thread that looks at the crew, tells the observer and draws the view, about once a second.
 
-    `searcher` is whoever knows that the study is being interrupted.
+    `searcher` is whoever knows that the study is being interrupted; `each` is called every time.
     """
     over = threading.Event()
 
@@ -208,6 +241,7 @@ def watching(crew: Any, observer: Observer, view: LiveView, searcher: Any) -> It
             try:
                 for message in crew.watch():
                     observer.say(message)
+                each()
                 view.update(observer.look(crew))
                 if crew.gone and not searcher.interrupted:
                     raise DcrError(crew.gone)

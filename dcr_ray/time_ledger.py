@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,10 @@ class TimeLine:
     `asked` is the driver's stamp of the ask, with the seconds of `tracking` that the driver has spent since.
     """
 
-    def __init__(self, asked: Mapping[str, Any] | None = None):
+    def __init__(self, asked: Mapping[str, Any] | None = None, clock: Callable[[], float] | None = None):
         self.seconds: Ledger = {}
-        self._began = self._lap_began = time.monotonic()
+        self._now = clock or time.monotonic
+        self._began = self._lap_began = self._now()
         if asked is not None:
             self.add("tracking", asked["tracking"])
             if (waited := since(asked)) is not None:
@@ -137,7 +138,7 @@ class TimeLine:
 
     def lap(self, name: str | None = None) -> float:
         """End a lap and add it to a part; without a name it is only measured."""
-        now = time.monotonic()
+        now = self._now()
         passed, self._lap_began = now - self._lap_began, now
         if name is not None:
             self.add(name, passed)
@@ -173,7 +174,7 @@ class TimeLine:
 
     def sent(self) -> dict[str, Any]:
         """What goes to the driver: the seconds so far, the coordinator's own duration, and when this was."""
-        return {"seconds": dict(self.seconds), "own": time.monotonic() - self._began, "at": stamp()}
+        return {"seconds": dict(self.seconds), "own": self._now() - self._began, "at": stamp()}
 
 
 def received(sent: Mapping[str, Any], asked: Mapping[str, Any]) -> Ledger:

@@ -22,7 +22,7 @@ FLOORS = (
     ("data", "weights", "train", "methods", "judges", "evaluate"),
     ("stages",),
     ("pools", "search", "runtime", "preflight", "sweep", "observe", "cluster", "stored")
-    + ("gathered", "rejudge", "confirm"),
+    + ("gathered", "rejudge", "confirm", "budget", "simulation"),
     ("report", "api", "cli"),
 )
 """Floors from the ground up, by the first name below `dcr_ray`."""
@@ -36,6 +36,7 @@ EXCEPTIONS = {
     ("observe", "report"): "snapshots are the report's",
     ("sweep", "report"): "a sweep ends with its report",
     ("confirm.run", "report"): "the live view is the report's",
+    ("simulation.run", "report"): "a rehearsal ends with its report",
 }
 
 HEAVY = {

@@ -41,6 +41,18 @@ def sweep(command: argparse.ArgumentParser) -> None:
     spec(command)
     command.add_argument("--address", help="Ray to run on (default: $RAY_ADDRESS, else one is started here)")
     json(command)
+    rehearsal = command.add_argument_group("rehearsal", "nothing is trained; the study is called NAME-simulated")
+    rehearsal.add_argument("--simulate", action="store_true", help="rehearse the study in virtual time")
+    rehearsal.add_argument("--cluster", metavar="FILE", help="on the cluster that it describes (default: this machine)")
+    rehearsal.add_argument("--nodes", type=int, metavar="N", help="with so many nodes that do the work")
+    rehearsal.add_argument(
+        "--preemptions", type=float, default=0.0, metavar="RATE", help="a node's an hour, with notice (default: 0)"
+    )
+    rehearsal.add_argument(
+        "--failures", type=float, default=0.0, metavar="RATE", help="a node's an hour, without notice (default: 0)"
+    )
+    rehearsal.add_argument("--table", metavar="CSV", help="what recipes find (default: a made-up formula)")
+    rehearsal.add_argument("--seed", type=int, default=0, help="of the nodes' fates")
 
 
 def submit(command: argparse.ArgumentParser) -> None:

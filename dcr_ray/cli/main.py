@@ -72,6 +72,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
             "dcr-ray sweep search_spaces/quickstart.yaml",
             "dcr-ray sweep search_spaces/quickstart.yaml --set search.trials=20",
             "dcr-ray sweep search_spaces/smollm2-135m.yaml --set data.root=DATA --address auto",
+            "dcr-ray sweep STUDY.yaml --simulate --cluster clusters/aws-h100.yaml --preemptions 0.05",
         ),
         arguments.sweep,
     ),

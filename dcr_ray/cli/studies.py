@@ -11,6 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from dcr_ray.budget import read_usage
 from dcr_ray.cli.show import print_json, print_table
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.preflight import report_folder, study_folder
@@ -20,7 +21,11 @@ from dcr_ray.trial import Trial
 
 
 def sweep(options: Namespace) -> int:
-    """0 when the study has all its trials, 1 when it was interrupted or stopped."""
+    """0 when the study has all its trials or has used up its budget, 1 when it was interrupted or stopped."""
+    if options.simulate:
+        from dcr_ray.cli.simulate import simulate
+
+        return simulate(options)
     from rich.console import Console
 
     from dcr_ray.report.leaderboard import leaderboard, render_leaderboard
@@ -39,8 +44,9 @@ def sweep(options: Namespace) -> int:
         print(f"\nReport    {result.report}\nMLflow    mlflow ui --backend-store-uri {result.tracking_uri}")
         print(f"Status    dcr-ray status {spec.study} --storage {result.study_dir.parent}")
         if result.stopped:
-            print(f"\nNot ended: {result.stopped}. `{command}` goes on from here.")
-    return 0 if result.complete and not result.stopped else 1
+            goes_on = f"`{command}` goes on from here" + ("" if result.within_budget else ", with a larger budget")
+            print(f"\nNot ended: {result.stopped}. {goes_on}.")
+    return 0 if not result.within_budget or (result.complete and not result.stopped) else 1
 
 
 def plan(options: Namespace) -> int:
@@ -155,6 +161,7 @@ def _status_document(study: str, folder: Path, trials: list[Trial]) -> dict[str,
         "study": study,
         "folder": str(folder),
         "driver": _driver(folder),
+        "usage": read_usage(folder).as_dict(),
         "trials": [trial.as_dict() for trial in trials],
     }
 

@@ -91,6 +91,11 @@ class Cluster:
         return tuple(node for node in self.nodes if node.facts.gpus and node.count)
 
     @property
+    def working_nodes(self) -> tuple[NodeType, ...]:
+        """The nodes that ranks and engines go to: those with GPUs, or all where there are none."""
+        return self.gpu_nodes or tuple(node for node in self.nodes if node.count)
+
+    @property
     def gpus(self) -> int:
         return sum(node.count * node.facts.gpus for node in self.nodes)
 

@@ -210,8 +210,7 @@ def _own(
     calibration: Calibration,
 ) -> Training:
     """The study's own shape, packed on as few nodes as hold its ranks."""
-    nodes = cluster.gpu_nodes or tuple(node for node in cluster.nodes if node.count)
-    node = max(nodes, key=lambda node: node.facts.gpus or node.facts.cpus)
+    node = max(cluster.working_nodes, key=lambda node: node.facts.gpus or node.facts.cpus)
     over = -(-spec.shape.ranks // (node.facts.gpus or node.facts.cpus))
     shape = spec.shape.model_copy(update={"checkpoint_seconds": Shape().checkpoint_seconds})
     where = Where(node, over, spec.shape.ranks)

@@ -73,7 +73,7 @@ def trainings(
     `deepest` is the deepest layer that the study may ask for, as l/L.
     """
     found = []
-    for node in _training_nodes(cluster):
+    for node in cluster.working_nodes:
         for shape, where in _candidates(recipe, cluster, node, precision, engine_gpus):
             candidate = planned(card, recipe, facts, cluster, shape, where, deepest=deepest, rates=rates)
             if not _short(candidate.needs, node):
@@ -111,7 +111,7 @@ def planned(
 def engines(card: ModelCard, cluster: Cluster, max_model_tokens: int) -> list[EngineFit]:
     """Engines that fit, the fewest GPUs first. An engine stays on one node, and its heads divide over its GPUs."""
     found = []
-    for node in _training_nodes(cluster):
+    for node in cluster.working_nodes:
         if not node.facts.gpus:
             need = engine_memory(card, 8, max_model_tokens, "float32", "cpu")
             found.append(EngineFit(Where(node, 1, 1), need))
@@ -134,7 +134,7 @@ def nothing_fits(
 ) -> list[Problem]:
     """By how much the training stages are short in the shape that comes nearest, and what would help."""
     nearest: tuple[float, list[Problem]] | None = None
-    for node in _training_nodes(cluster):
+    for node in cluster.working_nodes:
         for shape, where in _candidates(recipe, cluster, node, precision, engine_gpus):
             needs = planned(card, recipe, facts, cluster, shape, where, deepest=deepest).needs
             short, gap, how = _short(needs, node), max(_gap(need, node) for need in needs), _said(shape, where)
@@ -151,10 +151,6 @@ def nothing_fits(
     where, *others = nearest[1]
     fix = f"{where.fix} What would help: {', '.join(advice)}.".strip()
     return [Problem(where.where, where.found, where.allowed, fix), *others]
-
-
-def _training_nodes(cluster: Cluster) -> tuple[NodeType, ...]:
-    return cluster.gpu_nodes or tuple(node for node in cluster.nodes if node.count)
 
 
 def _candidates(

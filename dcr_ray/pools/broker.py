@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,12 +45,15 @@ class _Flight:
 class Broker:
     """All methods are coroutines of one event loop, so each runs undisturbed up to its next await."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, watched: bool = True) -> None:
+        """`clock` tells seconds that only grow. Events are kept for `events` unless nobody has `watched` them."""
         self._queues: dict[Place, deque[str]] = {"train": deque(), "generate": deque()}
         self._flights: dict[str, _Flight] = {}
+        self._held: dict[str, set[str]] = {}
         self._events: list[dict[str, Any]] = []
-        self._changed = asyncio.Condition()
+        self._waiting = {place: asyncio.Condition() for place in self._queues}
         self._closed: str | None = None
+        self._clock, self._watched = clock, watched
 
     async def submit(self, task: StageTask) -> Outcome:
         """Wait until the stage is finished, by the cache, by a flight that is under way, or by a worker."""
@@ -62,14 +66,14 @@ class Broker:
         flight = self._flights.get(task.key)
         if flight is not None:
             flight.trials.append(task.trial)
-            found = time.monotonic()
+            found = self._clock()
             outcome = await asyncio.shield(flight.future)
-            awaited = {"awaited": time.monotonic() - found}
+            awaited = {"awaited": self._clock() - found}
             return outcome | awaited | ({"cached": True} if "record" in outcome else {})
-        flight = _Flight(task, asyncio.get_running_loop().create_future(), [task.trial], time.monotonic())
+        flight = _Flight(task, asyncio.get_running_loop().create_future(), [task.trial], self._clock())
         self._flights[task.key] = flight
         self._queues[task.place].append(task.key)
-        await self._wake()
+        await self._wake(task.place)
         return await asyncio.shield(flight.future)
 
     async def cached(self, trial: str, stage: str, key: str, seconds: float) -> None:
@@ -85,23 +89,29 @@ class Broker:
         and come back.
         """
         await self.lost(worker, finishing)
-        deadline = time.monotonic() + wait_seconds
+        deadline = self._clock() + wait_seconds
         while True:
             if self._closed is not None:
                 return "stop"
             if self._queues[place]:
                 flight = self._flights[self._queues[place].popleft()]
-                flight.worker, flight.started = worker, time.monotonic()
+                flight.worker, flight.started = worker, self._clock()
+                self._held.setdefault(worker, set()).add(flight.task.key)
                 self._note("started", flight.task, worker=worker, queued_seconds=flight.started - flight.submitted)
                 return flight.task
-            remaining = deadline - time.monotonic()
+            remaining = deadline - self._clock()
             if remaining <= 0:
                 return None
-            async with self._changed:
+            async with self._waiting[place]:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), remaining)
+                    await asyncio.wait_for(self._waiting[place].wait(), remaining)
                 except TimeoutError:
-                    return None
+                    if not self._queues[place]:
+                        return None
+                except asyncio.CancelledError:
+                    # Whoever leaves may have been the one that was woken for a stage.
+                    self._waiting[place].notify(1)
+                    raise
 
     async def progress(self, worker: str, key: str, values: dict[str, Any]) -> None:
         """Figures of a stage that is under way, for the live view and the metric curves."""
@@ -112,7 +122,7 @@ class Broker:
 
     async def done(self, worker: str, record: Record) -> None:
         """The stage is finished and its record is in the cache."""
-        flight = self._flights.pop(record.key, None)
+        flight = self._land(record.key)
         if flight is not None:
             self._note(
                 "finished",
@@ -121,24 +131,22 @@ class Broker:
                 seconds=record.seconds,
                 metrics=record.results.get("metrics", {}),
             )
-            flight.future.set_result({"record": record, "cached": False} | _times(flight))
+            flight.future.set_result({"record": record, "cached": False} | self._times(flight))
 
     async def failed(self, worker: str, key: str, kind: str, reason: str) -> None:
         """The stage ended without a result."""
-        flight = self._flights.pop(key, None)
+        flight = self._land(key)
         if flight is not None:
             self._note("failed", flight.task, worker=worker, failure=kind, reason=reason)
-            flight.future.set_result(_failure(kind, reason) | _times(flight))
+            flight.future.set_result(_failure(kind, reason) | self._times(flight))
 
     async def lost(self, worker: str, finishing: tuple[str, ...] = ()) -> None:
         """The worker died: what it held goes back to the head of the queue, or fails when it has killed too many.
 
         What it is `finishing` it still holds.
         """
-        for key, flight in list(self._flights.items()):
-            if flight.worker != worker or key in finishing:
-                continue
-            flight.worker, flight.started, flight.progress = None, None, {}
+        for key in self._held.get(worker, set()) - set(finishing):
+            flight = self._flights[key]
             flight.deaths += 1
             if flight.deaths >= MAX_DEATHS:
                 reason = (
@@ -146,16 +154,42 @@ class Broker:
                 )
                 await self.failed(worker, key, "error", reason)
             else:
-                self._note("requeued", flight.task, worker=worker, deaths=flight.deaths)
-                self._queues[flight.task.place].appendleft(key)
-                await self._wake()
+                await self._requeue(flight, "requeued", deaths=flight.deaths)
+
+    async def give_back(self, worker: str, key: str, reason: str) -> None:
+        """The worker ends before the stage does, through no fault of the stage: its node is taken away. The stage goes
+        back to the head of the queue, and no death is counted."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.worker == worker:
+            await self._requeue(flight, "given_back", reason=reason)
+
+    async def _requeue(self, flight: _Flight, event: str, **values: Any) -> None:
+        self._note(event, flight.task, worker=flight.worker, **values)
+        self._held[flight.worker].discard(flight.task.key)
+        flight.worker, flight.started, flight.progress = None, None, {}
+        self._queues[flight.task.place].appendleft(flight.task.key)
+        await self._wake(flight.task.place)
+
+    def _land(self, key: str) -> _Flight | None:
+        """Take a flight out of all books, wherever it was."""
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            self._held.get(flight.worker or "", set()).discard(key)
+            if flight.worker is None and key in self._queues[flight.task.place]:
+                self._queues[flight.task.place].remove(key)
+        return flight
+
+    def _times(self, flight: _Flight) -> dict[str, float]:
+        now = self._clock()
+        started = flight.started or now
+        return {"queued": started - flight.submitted, "worked": now - started}
 
     async def close(self, reason: str) -> None:
         """No further stage is handed out; whoever waits is told why."""
         self._closed = reason
         for key in list(self._flights):
             await self.failed("", key, "error", reason)
-        await self._wake()
+        await self._wake_all()
 
     async def give_up(self, place: Place, reason: str) -> None:
         """No worker of this kind is left: all stages that need one fail, now and later."""
@@ -163,7 +197,7 @@ class Broker:
         for key, flight in list(self._flights.items()):
             if flight.task.place == place:
                 await self.failed("", key, "error", reason)
-        await self._wake()
+        await self._wake_all()
 
     async def under_way(self) -> list[dict[str, Any]]:
         """Every stage that waits or runs, for the live view."""
@@ -172,7 +206,7 @@ class Broker:
                 "trial": flight.trials[0],
                 "stage": flight.task.stage,
                 "worker": flight.worker,
-                "since": time.time() - (time.monotonic() - (flight.started or flight.submitted)),
+                "since": time.time() - (self._clock() - (flight.started or flight.submitted)),
                 **{name: flight.progress.get(name) for name in ("step", "steps", "loss")},
             }
             for flight in self._flights.values()
@@ -187,11 +221,19 @@ class Broker:
         self._happened(event, task.trial, task.stage, task.key, **values)
 
     def _happened(self, event: str, trial: str, stage: str, key: str, **values: Any) -> None:
+        if not self._watched:
+            return
         self._events.append({"event": event, "time": time.time(), "trial": trial, "stage": stage, "key": key, **values})
 
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _wake(self, place: Place) -> None:
+        """One stage more wants one worker; waking all of a thousand for it would cost more than the stage."""
+        async with self._waiting[place]:
+            self._waiting[place].notify(1)
+
+    async def _wake_all(self) -> None:
+        for waiting in self._waiting.values():
+            async with waiting:
+                waiting.notify_all()
 
 
 def submit_through(broker: Any, line: TimeLine | None = None) -> Submit:
@@ -225,12 +267,6 @@ def submit_through(broker: Any, line: TimeLine | None = None) -> Submit:
         return answer["record"], answer["cached"]
 
     return submit
-
-
-def _times(flight: _Flight) -> dict[str, float]:
-    now = time.monotonic()
-    started = flight.started or now
-    return {"queued": started - flight.submitted, "worked": now - started}
 
 
 def _failure(kind: str, reason: str) -> Outcome:

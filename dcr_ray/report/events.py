@@ -50,7 +50,8 @@ def heartbeat(now: Snapshot, ended: int, total_trials: int, left_seconds: float 
     left = "time left not known yet" if left_seconds is None else f"about {duration(left_seconds)} left"
     under_way = ", ".join(running_words(stage) for stage in now.running[:4])
     more = f", and {len(now.running) - 4} more" if len(now.running) > 4 else ""
-    return f"{ended} of {total_trials} trials ended, {left}; running: {under_way or 'nothing'}{more}"
+    usage = f"; used {', '.join(now.usage)}" if now.usage else ""
+    return f"{ended} of {total_trials} trials ended, {left}; running: {under_way or 'nothing'}{more}{usage}"
 
 
 def running_words(stage: RunningStage) -> str:

@@ -86,6 +86,8 @@ class LiveView:
 
         states = [("group", snapshot.groups), ("engine", snapshot.engines)]
         below = [self._best(), *(_state_line(kind, lines) for kind, lines in states if lines)]
+        if snapshot.usage:
+            below.append(_line(f"budget: {', '.join(snapshot.usage)}", "dim"))
         if snapshot.tracking:
             below.append(_line(f"tracking: {one_line(snapshot.tracking)}", "dim"))
         below += [_line(f"> {one_line(message)}", "dim") for message in snapshot.messages[-MOST_MESSAGES:]]

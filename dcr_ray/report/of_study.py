@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dcr_ray.budget import read_usage, used
 from dcr_ray.confirm.selected import selected_trial
 from dcr_ray.data.ledger import read_ledger
 from dcr_ray.gathered import OUTCOMES_FILE
@@ -23,6 +24,8 @@ def write_study_report(spec: StudySpec, journal: Any, trials: list[Trial], folde
     from dcr_ray.search.journal import importances
 
     searched = f"{spec.search.trials} searched trials by {spec.search.sampler} and the STL baseline"
+    known = used(spec.budget, read_usage(study_folder(spec)))
+    limits = f"; {', '.join(known)} used" if known else ""
     return write_report(
         trials,
         spec.study,
@@ -30,7 +33,7 @@ def write_study_report(spec: StudySpec, journal: Any, trials: list[Trial], folde
         spec.as_yaml(),
         folder,
         constraints=[constraint_sentence(name, bound) for name, bound in spec.constraints.items()],
-        budget=searched + (f", halved on {spec.halving.metric}" if spec.halving else ""),
+        budget=searched + (f", halved on {spec.halving.metric}" if spec.halving else "") + limits,
         importances=importances(journal),
         notes=[f"The study has not ended: {stopped}."] if stopped else [],
         further=_further_sections(spec, trials, study_folder(spec)),

@@ -33,8 +33,8 @@ class RunningStage:
 class Snapshot:
     """A study as it stands. `started` is in seconds since the epoch; sequences are copied, so it cannot change later.
 
-    `groups` and `engines` hold one line of state each, `tracking` one in all; `messages` are the last ones, newest
-    last.
+    `groups` and `engines` hold one line of state each, `tracking` one in all, `usage` what is used of each limit; `messages` are the last ones,
+    newest last.
     """
 
     trials: Sequence[Trial] = ()
@@ -44,9 +44,10 @@ class Snapshot:
     tracking: str = ""
     started: float = 0.0
     messages: Sequence[str] = ()
+    usage: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("trials", "running", "groups", "engines", "messages"):
+        for name in ("trials", "running", "groups", "engines", "usage", "messages"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -55,7 +56,8 @@ class Ask:
 
 
 class Search:
-    """Asks and tells one study. `stopped` says why no more trials are asked for although the budget has some left.
+    """Asks and tells one study. `stopped` says why no more trials are asked for although there should be some;
+    `used_up`, set from outside, says that the study's budget is the reason.
 
     The journal is read once, here; from then on what is counted is counted as it is told, so that a trial costs the
     same however many went before it. Nobody else writes to the study meanwhile: that is the driver lock's to see to.
@@ -68,10 +70,12 @@ class Search:
     that was asked for: a study that is killed takes them up again.
     """
 
-    def __init__(self, journal: StudyJournal, ahead: int = 0):
+    def __init__(self, journal: StudyJournal, ahead: int = 0, clock: Callable[[], float] = time.monotonic):
         self.journal = journal
+        self._now = clock
         self.spec = journal.spec
         self.stopped: str | None = None
+        self.used_up: str | None = None
         self._running: dict[str, OptunaTrial] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._asked_at: dict[str, float] = {}
@@ -96,8 +100,8 @@ class Search:
 
     def next(self) -> Ask | None:
         """The next trial, or None when the study has all it was to have."""
-        asked_at = time.monotonic()
-        if self.stopped is not None:
+        asked_at = self._now()
+        if self.stopped is not None or self.used_up is not None:
             return None
         if self._baseline is None and BASELINE_NAME not in self._running:
             self._asked_at[BASELINE_NAME] = asked_at
@@ -145,7 +149,7 @@ class Search:
                 del self._held[held]
                 self._tell(held, waiting)
         elif self._baseline is None and self._needs_baseline() and self._succeeded(outcome):
-            self._held[name] = outcome | {"held_since": time.monotonic()}
+            self._held[name] = outcome | {"held_since": self._now()}
         else:
             self._tell(name, outcome)
 
@@ -186,12 +190,12 @@ class Search:
             held["failure"] = {"kind": "error", "stage": "baseline", "reason": "the STL baseline failed"}
 
     def _describe(self, trial: OptunaTrial, outcome: dict[str, Any], asked: float) -> None:
-        telling = time.monotonic()
+        telling = self._now()
         finite = {name: value for name, value in outcome.get("metrics", {}).items() if math.isfinite(value)}
         trial.set_user_attr("metrics", finite)
         trial.set_user_attr("stages", outcome.get("stages", []))
         trial.set_user_attr("seconds", outcome.get("seconds", {}))
-        parts, now = dict(outcome.get("ledger", {})), time.monotonic()
+        parts, now = dict(outcome.get("ledger", {})), self._now()
         parts["tracking"] = parts.get("tracking", 0.0) + now - telling
         if "held_since" in outcome:
             held = telling - outcome["held_since"]

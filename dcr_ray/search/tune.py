@@ -62,7 +62,8 @@ class TuneSearcher(Searcher):
     @property
     def over(self) -> bool:
         """Whether no trial is to be begun any more."""
-        return self.interrupted or self._search.stopped is not None or not self._search.remaining()
+        search = self._search
+        return self.interrupted or bool(search.stopped or search.used_up) or not search.remaining()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         asked = stamp()
