@@ -33,8 +33,8 @@ class RunningStage:
 class Snapshot:
     """A study as it stands. `started` is in seconds since the epoch; sequences are copied, so it cannot change later.
 
-    `groups` and `engines` hold one line of state each, `tracking` one in all, `usage` what is used of each limit; `messages` are the last ones,
-    newest last.
+    `groups` and `engines` hold one line of state each, `tracking` one in all, `usage` what is used of each limit of the
+    budget; `messages` are the last ones, newest last.
     """
 
     trials: Sequence[Trial] = ()

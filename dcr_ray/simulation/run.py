@@ -1,9 +1,9 @@
 """A study rehearsed on a cluster that is not there, in virtual time.
 
 Real are the search with its journal, halving and budget, the broker's queues and its rules about dead workers, the
-order and the identity of stages, the report. Simulated are the nodes, how long a stage takes (the planner's figure, spread by
-a tenth), what it finds (`simulation.surface`), and the stage cache, which lies in memory and in one file. Ray, Tune and
-MLflow take no part.
+order and the identity of stages, the report. Simulated are the nodes, how long a stage takes (the planner's figure,
+spread by a tenth), what it finds (`simulation.surface`), and the stage cache, which lies in memory and in one file. Ray,
+Tune and MLflow take no part.
 """
 
 from __future__ import annotations
@@ -325,13 +325,12 @@ def _mark(report: Path, plan: ClusterPlan) -> None:
 
 def _read_records(stream: Any) -> dict[str, Record]:
     stream.seek(0)
-    found = {}
-    for line in stream:
-        # A line that a kill cut short is a stage that was not finished.
-        if line.endswith("\n"):
-            plain = json.loads(line)
-            found[plain["key"]] = Record(**plain)
-    return found
+    text = stream.read()
+    whole = text[: text.rfind("\n") + 1]
+    # A line that a kill cut short is a stage that was not finished; the next one must not be glued to it.
+    stream.truncate(len(whole.encode()))
+    plain = [json.loads(line) for line in whole.splitlines()]
+    return {record["key"]: Record(**record) for record in plain}
 
 
 def _write_record(stream: Any, record: Record) -> None:
