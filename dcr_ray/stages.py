@@ -91,6 +91,7 @@ class StudyInputs:
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _texts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tasks(self, recipe: Recipe, trial: str, repeat: int = 0) -> list[StageTask]:
         """The stages of a trial in their order, a judge stage for each of `judge_identities` at the end.
@@ -125,7 +126,7 @@ class StudyInputs:
         return _task(self.study, self.cache_root, stage, place, slug, identity, trial, make_job)
 
     def _dcr(self, recipe: Recipe, trial: str) -> StageTask:
-        data, dcr = self.data, recipe.dcr
+        dcr = recipe.dcr
         identity = self._training_identity(recipe) | {
             # What is off leaves the identity as it was before there was such a thing.
             "recipe": dcr.model_dump(mode="json", exclude=None if dcr.frozen_depth else {"frozen_depth"}),
@@ -139,10 +140,10 @@ class StudyInputs:
         def job(output_dir: str) -> DcrJob:
             return DcrJob(
                 model_dir=self.model_dir,
-                seemingly_toxic=tuple(prompt.text for prompt in data.seemingly_toxic),
-                toxic=tuple(prompt.text for prompt in data.toxic),
-                held_out_seemingly_toxic=tuple(prompt.text for prompt in data.held_out_seemingly_toxic),
-                held_out_toxic=tuple(prompt.text for prompt in data.held_out_toxic),
+                seemingly_toxic=self._texts_of("seemingly_toxic"),
+                toxic=self._texts_of("toxic"),
+                held_out_seemingly_toxic=self._texts_of("held_out_seemingly_toxic"),
+                held_out_toxic=self._texts_of("held_out_toxic"),
                 recipe=dcr,
                 system_prompt=recipe.system_prompt,
                 seed=recipe.seed,
@@ -153,7 +154,7 @@ class StudyInputs:
         return self._task("dcr", "train", slug, identity, trial, job)
 
     def _sft(self, recipe: Recipe, trial: str, parent: StageTask | None) -> StageTask:
-        data, sft = self.data, recipe.sft
+        sft = recipe.sft
         identity = self._training_identity(recipe) | {
             "parent": parent.key if parent else None,
             "recipe": sft.model_dump(mode="json"),
@@ -168,8 +169,8 @@ class StudyInputs:
             return SftJob(
                 model_dir=self.model_dir,
                 trunk_dir=parent.directory if parent else None,
-                general=tuple((pair.prompt, pair.response) for pair in data.general),
-                safety=tuple((pair.prompt, pair.response) for pair in data.safety),
+                general=self._texts_of("general"),
+                safety=self._texts_of("safety"),
                 recipe=sft,
                 system_prompt=recipe.system_prompt,
                 seed=recipe.seed,
@@ -223,6 +224,15 @@ class StudyInputs:
         if name not in self._fingerprints:
             self._fingerprints[name] = dataset_fingerprint(getattr(self.data, name))
         return self._fingerprints[name]
+
+    def _texts_of(self, name: str) -> tuple[Any, ...]:
+        """Of one training set: prompts, or pairs of prompt and response. One copy for the jobs of all trials."""
+        if name not in self._texts:
+            items = getattr(self.data, name)
+            self._texts[name] = tuple(
+                (item.prompt, item.response) if hasattr(item, "response") else item.text for item in items
+            )
+        return self._texts[name]
 
     def _training_identity(self, recipe: Recipe) -> dict[str, Any]:
         return {

@@ -27,7 +27,7 @@ num_nodes: {nodes}
 resources: {{accelerators: "H100:8"}}
 # dcr_ray:
 # nodes:
-#   node: {{gpu: H100-80GB, gpus: 8, cpus: 96, host_memory_gib: 1800, disk_gib: 6000, network_gb_s: 400, price_per_hour: 60}}
+#   node: {{gpu: H100-80GB, gpus: 8, cpus: 96, host_memory_gib: 1800, disk_gib: 6000, price_per_hour: 60}}
 # storage: {{path: /shared, read_gb_s: 2, write_gb_s: 1}}
 """
 

@@ -10,11 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from dcr_ray.errors import StageFailed
+from dcr_ray.models import ModelCard
 from dcr_ray.recipe import LoraRecipe
 from dcr_ray.shape import Shape
+from dcr_ray.train import divided
+from dcr_ray.train.dcr import run_dcr
+from dcr_ray.train.jobs import DcrJob, SftJob, StageStopped
 from dcr_ray.train.run import run_training_stage
+from dcr_ray.train.sft import run_sft
 from tests.train_models import broken_model, dcr_job, sft_job, tiny_model
 
+CUT_BY_TWO = (("dcr", 2), ("sft", 3), ("lora", 3))
+CUT_BY_ONE = (("sft", 2), ("dcr", 3))
 RUNS = (("dcr", 2), ("dcr", 3), ("sft", 3), ("lora", 3))
 
 
@@ -31,6 +38,29 @@ def jobs(model_dir: str, folder: Path, zero_stage: int) -> dict:
     }
 
 
+def stop_after_one_step(job: DcrJob | SftJob) -> None:
+    """Leave a checkpoint and nothing else."""
+    with pytest.raises(StageStopped):
+        (run_dcr if isinstance(job, DcrJob) else run_sft)(job, should_stop=lambda: True)
+
+
+def elements_read(job: DcrJob) -> int:
+    """Elements of the base model's files that this rank reads for its part of a stage under ZeRO-3."""
+    read, original = [], divided.flat_run
+
+    def counting(piece, begin: int, end: int) -> torch.Tensor:
+        run = original(piece, begin, end)
+        read.append(run.numel())
+        return run
+
+    divided.flat_run = counting
+    try:
+        run_training_stage(job)
+    finally:
+        divided.flat_run = original
+    return sum(read)
+
+
 def rank_main(rank: int, model_dir: str, folder: Path) -> None:
     """What each of the two ranks does: all jobs in one process, one after another, and one that diverges."""
     torch.set_num_threads(1)
@@ -44,6 +74,12 @@ def rank_main(rank: int, model_dir: str, folder: Path) -> None:
         run_training_stage(bad)
     except StageFailed as failure:
         results["bad"] = failure.kind
+    for name, zero_stage in CUT_BY_TWO:
+        stop_after_one_step(jobs(model_dir, folder / f"cut-by-two-{zero_stage}", zero_stage)[name])
+    for name, zero_stage in CUT_BY_ONE:
+        job = jobs(model_dir, folder / f"cut-by-one-{zero_stage}", zero_stage)[name]
+        results[f"{name}-ended-by-two-{zero_stage}"] = run_training_stage(job)
+    results["read"] = elements_read(jobs(model_dir, folder / "counted", 3)["dcr"])
     again = jobs(model_dir, folder / "again", 2)["dcr"]
     results["again"] = run_training_stage(again)
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
@@ -57,6 +93,8 @@ def runs(tmp_path_factory) -> tuple[Path, dict, dict]:
     model_dir = tiny_model(folder)
     broken_model(folder)
     alone = {name: run_training_stage(job) for name, job in jobs(model_dir, folder / "alone", 0).items()}
+    for name, zero_stage in CUT_BY_ONE:
+        stop_after_one_step(jobs(model_dir, folder / f"cut-by-one-{zero_stage}", 0)[name])
     torch.multiprocessing.spawn(rank_main, (model_dir, folder), nprocs=2)
     return folder, alone, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -65,13 +103,45 @@ def runs(tmp_path_factory) -> tuple[Path, dict, dict]:
 def test_two_ranks_compute_what_one_does(name, zero_stage, runs):
     folder, alone, ranks = runs
     results = ranks[0][f"{name}-zero{zero_stage}"]
+    assert_same(results, folder / f"zero{zero_stage}", name, runs)
+
+
+def assert_same(results: dict, into: Path, name: str, runs: tuple[Path, dict, dict]) -> None:
+    """As one undisturbed rank computed it."""
+    folder, alone, _ = runs
     assert results["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5)
     assert results["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-3, abs=1e-4)
     file = "trunk.safetensors" if name == "dcr" else "model.safetensors"
-    expected, weights = load_file(folder / "alone" / name / file), load_file(folder / f"zero{zero_stage}" / name / file)
+    expected, weights = load_file(folder / "alone" / name / file), load_file(into / name / file)
     assert weights.keys() == expected.keys()
     for key in expected:
         torch.testing.assert_close(weights[key], expected[key], rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize(("name", "zero_stage"), CUT_BY_TWO)
+def test_one_rank_goes_on_from_what_two_have_left(name, zero_stage, runs):
+    folder = runs[0] / f"cut-by-two-{zero_stage}"
+    assert not list((folder / name).glob("*.safetensors"))
+    results = run_training_stage(jobs(str(runs[0] / "model"), folder, 0)[name])
+    assert_same(results, folder, name, runs)
+
+
+@pytest.mark.parametrize(("name", "zero_stage"), CUT_BY_ONE)
+def test_two_ranks_go_on_from_what_one_has_left(name, zero_stage, runs):
+    assert_same(runs[2][0][f"{name}-ended-by-two-{zero_stage}"], runs[0] / f"cut-by-one-{zero_stage}", name, runs)
+
+
+def test_a_rank_under_zero_3_reads_its_part_of_the_model_and_no_more(runs):
+    model = load_file(runs[0] / "model" / "model.safetensors")
+    card = ModelCard.from_folder(runs[0] / "model")
+    layer = jobs(str(runs[0] / "model"), runs[0], 3)["dcr"].recipe.layer(card.layers)
+    trunk = sum(
+        tensor.numel()
+        for name, tensor in model.items()
+        if "embed_tokens" in name or any(f"layers.{index}." in name for index in range(layer))
+    )
+    first, second = (rank["read"] for rank in runs[2])
+    assert first + second == trunk and abs(first - second) < 0.01 * trunk
 
 
 def test_every_rank_returns_the_same_results(runs):

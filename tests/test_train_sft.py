@@ -158,24 +158,21 @@ def test_training_starts_from_the_trunk_where_one_is_given(zero_stage, model_dir
     torch.testing.assert_close(weights[name], base[name] + 0.1, rtol=0, atol=1e-6)
 
 
-def test_a_trunk_smaller_than_bf16_can_show_survives_in_the_fp32_masters(model_dir, tmp_path):
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_trunk_smaller_than_bf16_can_show_survives_in_the_fp32_masters(zero_stage, model_dir, tmp_path, monkeypatch):
+    import dcr_ray.train.sft as sft
+
     trunk = trunk_of(tmp_path / "trunk", model_dir, 1e-5)
-    from dcr_ray.train.engine import TrainingEngine
+    seen, original = {}, sft._set_masters
 
-    seen = {}
-    original = TrainingEngine.set_masters
+    def look(engine, model, *rest):
+        original(engine, model, *rest)
+        parameter = dict(model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+        seen["master"] = engine.full_tensor(parameter).cpu()
 
-    def look(self, tensors):
-        original(self, tensors)
-        parameter = dict(self.module.named_parameters())["model.model.layers.0.mlp.up_proj.weight"]
-        seen["master"] = self.full_tensor(parameter).cpu()
-
-    TrainingEngine.set_masters = look
-    try:
-        shape = Shape(precision="bf16", zero_stage=2)
-        run_sft(sft_job(model_dir, tmp_path / "out", shape, trunk_dir=trunk, epochs=0.1))
-    finally:
-        TrainingEngine.set_masters = original
+    monkeypatch.setattr(sft, "_set_masters", look)
+    shape = Shape(precision="bf16", zero_stage=zero_stage)
+    run_sft(sft_job(model_dir, tmp_path / "out", shape, trunk_dir=trunk, epochs=0.1))
     expected = load_file(Path(trunk, "trunk.safetensors"))["model.layers.0.mlp.up_proj.weight"]
     torch.testing.assert_close(seen["master"], expected, rtol=0, atol=0)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16

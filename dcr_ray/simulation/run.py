@@ -2,8 +2,8 @@
 
 Real are the search with its journal, halving and budget, the broker's queues and its rules about dead workers, the
 order and the identity of stages, the report. Simulated are the nodes, how long a stage takes (the planner's figure,
-spread by a tenth), what it finds (`simulation.surface`), and the stage cache, which lies in memory and in one file. Ray,
-Tune and MLflow take no part.
+spread by a tenth), what it finds (`simulation.surface`), and the stage cache, which lies in memory and in one file.
+Ray, Tune and MLflow take no part.
 """
 
 from __future__ import annotations

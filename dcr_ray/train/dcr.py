@@ -29,12 +29,11 @@ from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
     memory_failures,
-    parameters_divided_at_load,
     training_engine,
 )
 from dcr_ray.train.frozen import FrozenLayers, without_frozen_layers
 from dcr_ray.train.jobs import DcrJob, Report, job_digest
-from dcr_ray.train.loading import load_trunk, restore_rotary_frequencies
+from dcr_ray.train.loading import load_divided_trunk
 from dcr_ray.train.loop import results, run_steps
 from dcr_ray.train.losses import contrastive_loss
 from dcr_ray.train.packing import Packed, pack, shared_prefix
@@ -149,9 +148,7 @@ def _trunk(
     dtype = DTYPES[precision]
     if config["zero_optimization"]["stage"] == 3:
         # Divided over the ranks at load, it cannot be made from whole tensors; frozen layers run at every step.
-        with parameters_divided_at_load(config, world.device):
-            trunk = load_trunk(job.model_dir, layer, dtype)
-        restore_rotary_frequencies(trunk)
+        trunk = load_divided_trunk(job.model_dir, layer, dtype, config, world.device)
         trunk.layers[:frozen].requires_grad_(False)
         return trunk, None
     trunk = fresh_trunk(job.model_dir, layer, dtype, world.device, frozen)

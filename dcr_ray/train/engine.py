@@ -84,14 +84,6 @@ class TrainingEngine:
         with gathered([parameter]):
             return parameter.detach().clone()
 
-    def set_masters(self, tensors: dict[str, Tensor]) -> None:
-        """Put fp32 values into the masters of parameters that compute in bf16, whose own bits cannot hold them."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        for name, parameter in self.module.named_parameters():
-            if name in tensors and parameter.requires_grad and parameter.dtype != torch.float32:
-                safe_set_full_fp32_param(parameter, tensors[name].to(self.world.device, torch.float32))
-
 
 def gathered(parameters: list[nn.Parameter], modifier_rank: int | None = None) -> Any:
     """A context in which parameters that ZeRO-3 has divided are whole; nothing to do for others."""
@@ -136,7 +128,7 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed on this device, quiet, and without extensions that need a compiler."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Launchers set it; a lone process has no launcher.
+    # Launchers set it; a lone process has no launcher, and DeepSpeed asks.
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
@@ -147,23 +139,6 @@ def import_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed
-
-
-@contextmanager
-def parameters_divided_at_load(config: dict[str, Any], device: torch.device) -> Iterator[None]:
-    """Within the block transformers loads models divided over the ranks, if the stage is ZeRO-3."""
-    import_deepspeed(device)
-    if config["zero_optimization"]["stage"] != 3:
-        yield
-        return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    kept_alive = HfDeepSpeedConfig(config)
-    try:
-        yield
-    finally:
-        unset_hf_deepspeed_config()
-        del kept_alive
 
 
 @contextmanager

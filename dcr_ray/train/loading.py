@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from dcr_ray.errors import InputError, Problem
+from dcr_ray.train.divided import fill_divided
+from dcr_ray.train.engine import import_deepspeed
 from dcr_ray.train.packing import ATTENTION, register_attention
 from dcr_ray.weights.save import without_progress_bars
 
@@ -44,13 +46,9 @@ def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
     It takes packed rows. Attention dropout is off, since states that are computed twice have to be the same. Raises
     InputError where the folder's weights lack some of these layers' tensors.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    config.num_hidden_layers = layer
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layer]
-    config.attention_dropout = 0.0
+    config = _trunk_config(folder, layer)
     register_attention()
     with without_progress_bars(), _quiet_about_unused_weights():
         trunk, found = AutoModel.from_pretrained(
@@ -64,6 +62,62 @@ def load_trunk(folder: str | Path, layer: int, dtype: torch.dtype) -> Any:
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:5])
         raise InputError([Problem(str(folder), f"no weights for {missing}", f"all tensors of layers 1 to {layer}")])
+    return _without_norm(trunk)
+
+
+def load_divided_model(folder: str | Path, dtype: torch.dtype, config: dict[str, Any], device: torch.device) -> Any:
+    """The whole model for packed rows, divided over the ranks by ZeRO-3 from its first parameter on.
+
+    `config` is DeepSpeed's. No rank holds more of it than one tensor and its own part.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = _made_divided(AutoModelForCausalLM, model_config, dtype, config, device)
+    fill_divided(model, folder)
+    restore_rotary_frequencies(model)
+    return model
+
+
+def load_divided_trunk(
+    folder: str | Path, layer: int, dtype: torch.dtype, config: dict[str, Any], device: torch.device
+) -> Any:
+    """`load_trunk`, divided over the ranks as `load_divided_model` does it."""
+    from transformers import AutoModel
+
+    trunk = _made_divided(AutoModel, _trunk_config(folder, layer), dtype, config, device)
+    # The final norm is left out before anything is read for it.
+    _without_norm(trunk)
+    fill_divided(trunk, folder, f"{trunk.base_model_prefix}.")
+    restore_rotary_frequencies(trunk)
+    return trunk
+
+
+def _made_divided(
+    auto: Any, model_config: Any, dtype: torch.dtype, config: dict[str, Any], device: torch.device
+) -> Any:
+    from transformers.initialization import no_init_weights
+
+    deepspeed = import_deepspeed(device)
+    register_attention()
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+        model = auto.from_config(model_config, attn_implementation=ATTENTION, dtype=dtype)
+    model.tie_weights()
+    return model
+
+
+def _trunk_config(folder: str | Path, layer: int) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.num_hidden_layers = layer
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layer]
+    config.attention_dropout = 0.0
+    return config
+
+
+def _without_norm(trunk: Any) -> Any:
     trunk.norm = nn.Identity()
     for parameter in trunk.get_input_embeddings().parameters():
         parameter.requires_grad_(False)

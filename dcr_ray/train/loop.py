@@ -44,8 +44,7 @@ def run_steps(
     after a checkpoint where `should_stop` says so.
     """
     world = engine.world
-    identity = {"job": job_digest, "ranks": world.size, "zero_stage": shape.zero_stage}
-    progress = load_checkpoint(engine, output_dir, identity)
+    progress = load_checkpoint(engine, output_dir, job_digest)
     if progress.step:
         clock.go_on_from(progress.seconds)
     saved = time.monotonic()
@@ -72,7 +71,7 @@ def run_steps(
         if step + 1 < steps and (stop or due):
             with clock.measure("checkpoint"):
                 progress.seconds = clock.read()
-                save_checkpoint(engine, output_dir, identity, progress)
+                save_checkpoint(engine, output_dir, job_digest, progress)
             saved = time.monotonic()
         if stop and step + 1 < steps:
             raise StageStopped(f"stopped after step {step + 1} of {steps}; the same job goes on from there")

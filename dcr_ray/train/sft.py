@@ -27,13 +27,12 @@ from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
     memory_failures,
-    parameters_divided_at_load,
     training_engine,
 )
 from dcr_ray.train.export import Export
 from dcr_ray.train.head_loss import summed_cross_entropy
 from dcr_ray.train.jobs import Leave, Report, SftJob, job_digest, write_at_once
-from dcr_ray.train.loading import load_causal_model, restore_rotary_frequencies
+from dcr_ray.train.loading import load_divided_model
 from dcr_ray.train.loop import ForwardBackward, results, run_steps
 from dcr_ray.train.lora import add_adapters
 from dcr_ray.train.packing import Packed, pack, packed_states, shared_prefix
@@ -41,8 +40,9 @@ from dcr_ray.train.peak import PeakMemory
 from dcr_ray.train.precision import DTYPES, products_in, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
+from dcr_ray.train.state import put_master
 from dcr_ray.train.tokens import prompt_tokens, tokenizer_of
-from dcr_ray.train.trunk import overlay_trunk, read_trunk
+from dcr_ray.train.trunk import divided_trunk, overlay_divided_trunk, overlay_trunk, read_trunk, trunk_names
 from dcr_ray.train.world import World, joined_world
 
 
@@ -98,7 +98,9 @@ def run_sft(
             lengths = [len(sequence.ids) for sequence in sequences]
             plan = batch_plan(lengths, len(general), recipe.safety_share, recipe.epochs, recipe.batch_size, job.seed)
         with clock.measure("weights_in"), ExitStack() as opened:
-            trunk = read_trunk(job.trunk_dir) if job.trunk_dir else {}
+            divided = config["zero_optimization"]["stage"] == 3
+            # Of a divided model every rank reads its own part of the trunk, later.
+            trunk = read_trunk(job.trunk_dir) if job.trunk_dir and not divided else {}
             model = _model(job, DTYPES[precision], config, world, trunk)
             if shape.activation_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -108,10 +110,11 @@ def run_sft(
             )
             trained = opened.pop_all()
         with trained:
-            if not recipe.lora:
-                engine.set_masters({f"model.{name}": tensor for name, tensor in trunk.items()})
+            if not recipe.lora and job.trunk_dir:
+                _set_masters(engine, model, trunk, job.trunk_dir, divided)
+            names = trunk_names(job.trunk_dir) if job.trunk_dir else frozenset()
             # A base that is rounded at load differs from its files everywhere.
-            overlaid = frozenset(trunk) if stored_as(job.model_dir, DTYPES[precision]) else None
+            overlaid = names if stored_as(job.model_dir, DTYPES[precision]) else None
             del trunk
 
             progress = run_steps(
@@ -154,16 +157,27 @@ def run_sft(
 def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World, trunk: dict[str, Tensor]) -> Any:
     """The base with the trunk's tensors and, where the recipe says so, adapters."""
     if config["zero_optimization"]["stage"] == 3:
-        with parameters_divided_at_load(config, world.device):
-            model = load_causal_model(job.model_dir, dtype)
-        restore_rotary_frequencies(model)
+        model = load_divided_model(job.model_dir, dtype, config, world.device)
+        if job.trunk_dir:
+            overlay_divided_trunk(model, job.trunk_dir)
     else:
         # Under adapters only the trunk's tensors change; all others may stay the kept model's own.
         model = fresh_causal_model(job.model_dir, dtype, world.device, trunk.keys() if job.recipe.lora else None)
-    overlay_trunk(model, trunk, job.trunk_dir or "")
+        overlay_trunk(model, trunk, job.trunk_dir or "")
     if job.recipe.lora:
         add_adapters(model, job.recipe.lora, job.seed)
     return model
+
+
+def _set_masters(
+    engine: TrainingEngine, model: nn.Module, trunk: dict[str, Tensor], trunk_dir: str, divided: bool
+) -> None:
+    """Put the trunk into the fp32 masters of parameters that compute in bf16, whose own bits cannot hold it."""
+    parameters = dict(model.named_parameters())
+    tensors = divided_trunk(model, trunk_dir) if divided else ((parameters[name], trunk[name]) for name in trunk)
+    for parameter, tensor in tensors:
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            put_master(parameter, tensor)
 
 
 def _forward_backward(

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dcr_ray.errors import InputError, Problem
-from dcr_ray.train.engine import TrainingEngine, full_shape, gathered
+from dcr_ray.train.divided import file_runs, put_own_run
+from dcr_ray.train.engine import TrainingEngine, full_shape
 from dcr_ray.train.packing import Packed, packed_states
 from dcr_ray.train.precision import products_in
 
@@ -92,20 +94,49 @@ def read_trunk(trunk_dir: str) -> dict[str, Tensor]:
     return load_file(Path(trunk_dir) / TRUNK_FILE)
 
 
+def trunk_names(trunk_dir: str) -> frozenset[str]:
+    """Names in the full model of the tensors that `write_trunk` wrote."""
+    with safe_open(Path(trunk_dir) / TRUNK_FILE, "pt") as reader:
+        return frozenset(reader.keys())
+
+
+def divided_trunk(model: nn.Module, trunk_dir: str) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each of the trunk's tensors as (the divided model's parameter, this rank's run of the tensor).
+
+    Raises InputError where a name or shape does not fit the model.
+    """
+    parameters = dict(model.named_parameters())
+    file = Path(trunk_dir) / TRUNK_FILE
+    with safe_open(file, "pt") as reader:
+        shapes = {name: torch.Size(reader.get_slice(name).get_shape()) for name in reader.keys()}
+    _check_fit(parameters, shapes, trunk_dir)
+    yield from file_runs(file, parameters.__getitem__)
+
+
+def overlay_divided_trunk(model: nn.Module, trunk_dir: str) -> None:
+    """`overlay_trunk` for a model that is divided over the ranks: each reads its own part. Raises InputError as it
+    does."""
+    for parameter, run in divided_trunk(model, trunk_dir):
+        put_own_run(parameter, run)
+
+
 def overlay_trunk(model: nn.Module, tensors: dict[str, Tensor], trunk_dir: str) -> None:
     """Replace the model's tensors of these names. Raises InputError where a name or shape does not fit the model."""
     parameters = dict(model.named_parameters())
-    problems = []
+    _check_fit(parameters, {name: tensor.shape for name, tensor in tensors.items()}, trunk_dir)
     for name, tensor in tensors.items():
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+
+
+def _check_fit(parameters: dict[str, nn.Parameter], shapes: dict[str, torch.Size], trunk_dir: str) -> None:
+    problems = []
+    for name, shape in shapes.items():
         where = f"{trunk_dir}, {name}"
         if name not in parameters:
             problems.append(Problem(where, "a tensor that the model does not have", "the trunk of the same base model"))
-        elif full_shape(parameters[name]) != tensor.shape:
+        elif full_shape(parameters[name]) != shape:
             expected = f"shape {tuple(full_shape(parameters[name]))}, as in the base model"
-            problems.append(Problem(where, f"shape {tuple(tensor.shape)}", expected))
+            problems.append(Problem(where, f"shape {tuple(shape)}", expected))
     if problems:
         raise InputError(problems)
-    for name, tensor in tensors.items():
-        with torch.no_grad(), gathered([parameters[name]], modifier_rank=0):
-            if parameters[name].numel():
-                parameters[name].copy_(tensor)
