@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 
-def spec(command: argparse.ArgumentParser) -> None:
-    command.add_argument("spec", metavar="SPEC", help="YAML file of the study")
+def spec(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    command.add_argument("spec", metavar="SPEC", nargs="?" if optional else None, help="YAML file of the study")
     command.add_argument(
         "--set",
         dest="overrides",
@@ -232,7 +232,14 @@ def models(command: argparse.ArgumentParser) -> None:
 
 
 def doctor(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--address", help="a Ray to look at too")
+    spec(command, optional=True)
+    command.add_argument("--address", help="a Ray to look at with all its nodes: a head's URL, HOST:PORT, or auto")
+    command.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="folder of studies, tried from every node (default: the spec's, then $DCR_RAY_STORAGE)",
+    )
+    command.add_argument("--tracking", metavar="URI", help="MLflow's address (default: the spec's)")
     json(command)
 
 

@@ -163,8 +163,13 @@ def stop(options: Namespace) -> int:
 def doctor(options: Namespace) -> int:
     """1 when a check fails. Warnings are for reading."""
     from dcr_ray.cluster.doctor import examine
+    from dcr_ray.tracking.destination import check_tracking_uri
 
-    checks = examine(options.address)
+    spec = load_study(options.spec, options.overrides) if options.spec else None
+    tracking = options.tracking or (spec.tracking.uri if spec else None)
+    if tracking and (problems := check_tracking_uri(tracking, "--tracking")):
+        raise InputError(problems)
+    checks = examine(options.address, options.storage or (spec.storage if spec else None), tracking)
     if options.json:
         print_json([asdict(check) for check in checks])
     else:

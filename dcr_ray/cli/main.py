@@ -244,10 +244,11 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
     (
         "doctor",
         "jobs:doctor",
-        "check this machine, and a Ray, and say what to do about what fails",
+        "check this machine, or a Ray and all its nodes, and say what to do about what fails",
         (
             "dcr-ray doctor",
             "dcr-ray doctor --address 10.0.0.1:6379",
+            "dcr-ray doctor STUDY.yaml --address http://head:8265 --storage /shared/runs --tracking http://mlflow:5000",
         ),
         arguments.doctor,
     ),

@@ -10,12 +10,14 @@ import json
 import shlex
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from dcr_ray.errors import InputError, Problem, nearest_name
 
 TRIALS_SECONDS = 60.0
+SETTLED_SECONDS = 5.0
 STOP_SECONDS = 90.0
 """A driver has 60 s to end in (`submit`), and Ray takes a little to notice."""
 
@@ -79,30 +81,58 @@ def attempts_of(client: Any, study: str) -> list[Attempt]:
 def trials_of(client: Any, study: str, attempt: Attempt, seconds: float = TRIALS_SECONDS) -> dict[str, Any] | str:
     """What `dcr-ray status STUDY --json` says where the study's storage is; or why that cannot be had.
 
-    It is asked by a job of its own, which is then removed from the head's list.
+    It is asked by a job of its own.
     """
     storage = attempt.facts.get("storage", "~/dcr_ray_runs")
     driver = json.loads(attempt.facts.get("driver", "{}"))
     # The tilde is the cluster's home folder: the command expands it there.
     command = shlex.join(["dcr-ray", "status", study, "--json", "--storage", storage])
+    status, log = run_small_job(client, f"status-{study}", command, seconds, resources=driver.get("resources"))
+    begin = log.find("{\n")
+    if status == "SUCCEEDED" and begin >= 0:
+        return json.JSONDecoder().raw_decode(log[begin:])[0]
+    return " ".join(log.split())[-500:] or f"the job that reads them ended as {status}"
+
+
+def run_small_job(
+    client: Any,
+    name: str,
+    command: str,
+    seconds: float,
+    runtime_env: dict[str, Any] | None = None,
+    resources: dict[str, float] | None = None,
+) -> tuple[str, str]:
+    """Run a shell command as a job of its own. Returns its status and what it printed.
+
+    After `seconds` it is stopped; the status is then what it had come to, and the log says so. The next small job takes
+    it off the head's list.
+    """
+    _forget_small_jobs(client)
     asked = client.submit_job(
         entrypoint=command,
-        submission_id=f"ask-{study}-{uuid.uuid4().hex[:8]}",
-        metadata={"asks": study},
-        entrypoint_resources=driver.get("resources") or None,
+        submission_id=f"ask-{name}-{uuid.uuid4().hex[:8]}",
+        metadata={"asks": name},
+        runtime_env=runtime_env,
+        entrypoint_resources=resources or None,
     )
     deadline = time.monotonic() + seconds
     while not (status := client.get_job_status(asked)).is_terminal():
         if time.monotonic() > deadline:
             client.stop_job(asked)
-            return f"a small job that reads them ({asked}) was not done after {seconds:.0f} s"
+            return status.value, f"the job {asked} was not done after {seconds:.0f} s"
         time.sleep(0.25)
     log = client.get_job_logs(asked)
-    client.delete_job(asked)
-    begin = log.find("{\n")
-    if status.value == "SUCCEEDED" and begin >= 0:
-        return json.JSONDecoder().raw_decode(log[begin:])[0]
-    return " ".join(log.split())[-500:] or f"the job that reads them ended as {status.value}"
+    if status.value == "FAILED" and not log:
+        log = client.get_job_info(asked).message or ""
+    return status.value, log
+
+
+def _forget_small_jobs(client: Any) -> None:
+    for job in client.list_jobs():
+        # The head looks after a job for a second or so longer, and would enter one that is gone as failed.
+        if "asks" in (job.metadata or {}) and job.end_time and time.time() - job.end_time / 1000 > SETTLED_SECONDS:
+            with suppress(RuntimeError):  # another small job was quicker
+                client.delete_job(job.submission_id)
 
 
 def stop_and_wait(client: Any, attempt: Attempt, seconds: float = STOP_SECONDS) -> Attempt:
