@@ -54,7 +54,7 @@ def head() -> Iterator[Head]:
 
 
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
+def ray_head(cpus: int = 3) -> Iterator[Head]:
     # Not below pytest's folder: the paths of Ray's sockets may have 107 characters at most.
     home = Path(tempfile.mkdtemp(prefix="dcr-", dir="/tmp"))
     (home / "token").write_text(secrets.token_hex(16))
@@ -82,7 +82,7 @@ def ray_head() -> Iterator[Head]:
         "--head",
         "--block",
         "--disable-usage-stats",
-        "--num-cpus=3",
+        f"--num-cpus={cpus}",
         '--resources={"TRAIN_DRIVER_RESOURCE": 1}',
         f"--temp-dir={home}/r",
         "--object-store-memory=80000000",
@@ -249,6 +249,7 @@ def test_ray_job_submit_alone_attaches_the_sweep_to_the_cluster_and_keeps_result
 
 def write_small_study(folder: Path, name: str, **more: Any) -> Path:
     """A study on a model of a few thousand weights, which is quick, and lasts long enough to be stopped."""
+    folder.mkdir(exist_ok=True)
     build_tiny_model(folder / "model")
     sets = {
         "train": {
@@ -271,7 +272,7 @@ def write_small_study(folder: Path, name: str, **more: Any) -> Path:
         "recipe": {"dcr": {"batch_size": 8}, "sft": {"max_tokens": 32}},
         "space": {"dcr.layer_depth": {"low": 0.3, "high": 0.8}},
         "objectives": {"compliance": "maximize"},
-        "search": {"trials": 3, "startup_trials": 3, "concurrent": 1},
+        "search": {"trials": 2, "startup_trials": 2, "concurrent": 1},
         "evaluation": {"engine": "transformers", "max_tokens": 4, "max_model_tokens": 512},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(plain | more))
@@ -305,7 +306,7 @@ def test_a_study_is_stopped_at_the_head_submitted_again_and_goes_on_to_its_end(h
 
     again = ask("submit", spec)
     assert "Job       dcr-small-2 SUCCEEDED" in again.stdout
-    assert states() == dict.fromkeys(("stl", "t000", "t001", "t002"), "complete")
+    assert states() == dict.fromkeys(("stl", "t000", "t001"), "complete")
     assert before.items() <= {file: file.stat().st_mtime for file in cache.glob("*/*/record.json")}.items()
     document = json.loads(ask("status", "small", "--job-only", "--json").stdout)
     assert [attempt["status"] for attempt in document["attempts"]] == ["STOPPED", "SUCCEEDED"]
