@@ -25,6 +25,9 @@ from dcr_ray.weights.shared_memory import withdraw
 ENGINE_LIVES = 4
 """How many engines are started in one place before it is given up."""
 
+ENGINE_START_SECONDS = 30.0
+"""An engine's process that has not begun after so long is held to have no place."""
+
 
 class Crew:
     """Use as a context manager. `broker` is the actor's name; `watch` is to be called every second or so."""
@@ -109,9 +112,9 @@ class Crew:
         return sum(group.alive and group.settings.name not in self._released for group in self._groups)
 
     @property
-    def engines_placed(self) -> int:
-        """Engines for which Ray has found a place."""
-        return sum(seat.placed for seat in self._engines.values())
+    def engines_pending(self) -> int:
+        """Engines for which Ray has found no place so far."""
+        return sum(seat.pending for seat in self._engines.values())
 
     def watch(self) -> list[str]:
         """Replace dead engines, give up kinds that are gone. Returns what a user should know, once."""
@@ -209,12 +212,15 @@ class _EngineSeat:
             )
             .remote(settings)
         )
+        self._started = time.monotonic()
         self._placing: Any = self._actor.__ray_ready__.remote()
         self._serving: Any = self._actor.serve.remote()
 
     @property
-    def placed(self) -> bool:
-        return bool(ray.wait([self._placing], timeout=0)[0])
+    def pending(self) -> bool:
+        # An actor that has a place takes a while to start its process.
+        late = time.monotonic() - self._started > ENGINE_START_SECONDS
+        return late and not ray.wait([self._placing], timeout=0)[0]
 
     def watch(self, broker: Any) -> list[str]:
         if self.error is not None or not ray.wait([self._serving], timeout=0)[0]:

@@ -47,6 +47,7 @@ class FairShare:
         self._began = time.monotonic()
         self._beaten = 0.0
         self._waits = self._left = False
+        self._lacking_since: float | None = None
         self._trouble: str | None = None
         share = self._tell(self._standing)
         # A driver that was killed is forgotten after a while.
@@ -66,15 +67,17 @@ class FairShare:
         if self._left or time.monotonic() - self._beaten < BEAT_SECONDS:
             return []
         self._beaten = time.monotonic()
+        states = states_of_groups(self._bundle, self._ranks)
         standing = replace(
             self._standing,
             up=crew.groups_up,
-            placed=placed_groups(self._bundle, self._ranks),
-            engines_placed=crew.engines_placed,
+            placed=states.count("CREATED"),
+            pending=len(states) - states.count("CREATED"),
+            engines_pending=crew.engines_pending,
             room=fits(self._bundle, self._ranks, free_resources()),
         )
         self.gpus = standing.placed * self._ranks * self._bundle.get("GPU", 0.0)
-        self.gpus += standing.engines_placed * self._gpus_per_engine
+        self.gpus += (standing.engines - standing.engines_pending) * self._gpus_per_engine
         try:
             share = self._tell(standing)
         except ray.exceptions.RayError as error:
@@ -103,16 +106,19 @@ class FairShare:
             ray.kill(actor)
 
     def _waiting(self, standing: Standing, share: Share) -> list[str]:
-        passed = time.monotonic() - self._began
-        if standing.lacks and not self._waits and passed > NOTICED_SECONDS:
+        if not standing.lacks:
+            self._lacking_since = None
+        elif self._lacking_since is None:
+            self._lacking_since = time.monotonic()
+        elif not self._waits and time.monotonic() - self._lacking_since > NOTICED_SECONDS:
             self._waits = True
             missing = [] if standing.placed else [f"a group of {self._ranks} x {_told(self._bundle)}"]
-            missing += [] if standing.engines_placed else ["an engine"]
+            missing += ["an engine"] if standing.engines_pending else []
             others = f"; here run {', '.join(share.others)}" if share.others else "; no other study runs here"
             return [f"waits for room for {' and '.join(missing)}{others}"]
         if not standing.lacks and self._waits:
             self._waits = False
-            return [f"has found room after {passed:.0f} s"]
+            return ["has found room"]
         return []
 
     def _tell(self, standing: Standing) -> Share:
@@ -125,19 +131,20 @@ class FairShare:
             return ray.get(_actor().tell.remote(standing), timeout=ANSWER_SECONDS)
 
 
-def placed_groups(bundle: dict[str, float], ranks: int) -> int:
-    """For how many groups of this driver's Ray has found a place."""
+def states_of_groups(bundle: dict[str, float], ranks: int) -> list[str]:
+    """Ray's states of the placement groups that this driver's worker groups have asked for; CREATED have a place."""
     import ray
 
     # The identifier of a placement group ends with that of the job that made it.
     job = ray.get_runtime_context().get_job_id()
-    return sum(
-        identifier.endswith(job)
-        and group["state"] == "CREATED"
+    return [
+        group["state"]
+        for identifier, group in ray.util.placement_group_table().items()
+        if identifier.endswith(job)
+        and group["state"] != "REMOVED"
         and len(group["bundles"]) == ranks
         and all(each == bundle for each in group["bundles"].values())
-        for identifier, group in ray.util.placement_group_table().items()
-    )
+    ]
 
 
 def free_resources() -> list[dict[str, float]]:

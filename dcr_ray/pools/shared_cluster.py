@@ -27,8 +27,9 @@ SETTLE_SECONDS = 30.0
 class Standing:
     """What a study says of itself. `weight` is what one group takes (GPUs, or CPUs where there are none).
 
-    `up` counts the groups that it has started, `placed` those for which Ray has found a place; `room` says whether one
-    more of its groups would fit into what is free now.
+    `up` counts the groups that it has started, `placed` those for which Ray has found a place, `pending` those for
+    which Ray has been asked for one in vain so far; a group that was just started is neither. `engines_pending`
+    likewise. `room` says whether one more of its groups would fit into what is free now.
     """
 
     study: str
@@ -38,19 +39,20 @@ class Standing:
     engines: int = 1
     up: int = 0
     placed: int = 0
-    engines_placed: int = 0
+    pending: int = 0
+    engines_pending: int = 0
     room: bool = False
 
     @property
     def lacks(self) -> bool:
-        """Whether it cannot work at all."""
-        return self.placed == 0 or self.engines_placed == 0
+        """Whether it cannot work at all for want of a place."""
+        return (self.placed == 0 and self.pending > 0) or 0 < self.engines == self.engines_pending
 
     def __str__(self) -> str:
         def count(number: int, noun: str) -> str:
             return f"{number} {noun}{'' if number == 1 else 's'}"
 
-        return f"{self.study} ({count(self.placed, 'group')}, {count(self.engines_placed, 'engine')})"
+        return f"{self.study} ({count(self.placed, 'group')}, {count(self.engines - self.engines_pending, 'engine')})"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class SharedCluster:
         short = [
             each
             for each in self._members.values()
-            if each.standing.placed < each.standing.wanted and not each.standing.room
+            if each.standing.placed + each.standing.pending == each.standing.up
+            and each.standing.placed < each.standing.wanted
+            and not each.standing.room
         ]
         return min(short, key=lambda each: each.standing.placed * each.standing.weight, default=None)
 
