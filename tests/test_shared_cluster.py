@@ -133,6 +133,19 @@ def test_a_study_that_is_no_longer_heard_of_has_ended_and_its_name_is_free_again
     assert cluster.leave("b", "three") is True
 
 
+def test_room_is_kept_for_a_study_whose_first_group_is_yet_to_ask_for_it():
+    now = [100.0]
+    cluster = SharedCluster(lambda: now[0])
+    cluster.tell(Standing("a", "a", 2, 1.0, up=1, placed=1))
+    starting = Standing("b", "b", 1, 1.0, up=1)
+    for _ in range(20):
+        now[0] += 2
+        assert cluster.tell(Standing("a", "a", 2, 1.0, up=1, placed=1, room=True)).groups == 1
+        cluster.tell(starting)
+    cluster.tell(Standing("b", "b", 1, 1.0, up=1, placed=1))
+    assert cluster.tell(Standing("a", "a", 2, 1.0, up=1, placed=1, room=True)).groups == 2
+
+
 def test_where_room_that_was_given_back_is_lost_another_group_is_given_back_after_a_while():
     cluster = Cluster(3)
     cluster.begin("a", 3)
@@ -241,15 +254,20 @@ NOTHING = {"groups": [], "actors": [], "cpus": 3.0}
 def test_two_studies_on_one_small_cluster_both_end_and_leave_nothing(head, tmp_path):
     """2.5 of 3 CPUs are the first one's; the second one needs 1.5."""
     half = {"engines": 1, "cpus_per_engine": 0.5}
-    search = {"trials": 60, "startup_trials": 60, "concurrent": 3}
+    search = {"trials": 60, "startup_trials": 60, "concurrent": 2}
     first = write_small_study(tmp_path / "one", "first", search=search, resources=half | {"worker_groups": 2})
     second = write_small_study(tmp_path / "other", "second", resources=half | {"worker_groups": 1})
+    placed = """
+        import time
+        while sum(g["state"] == "CREATED" for g in ray.util.placement_group_table().values()) < 2:
+            time.sleep(0.5)
+    """
     with sweep(head, first) as a:
-        wait_for_line(first, "stl: complete", a)
+        in_ray(head, placed).communicate(timeout=120)
         with sweep(head, second) as b:
-            b.wait(150)
+            b.wait(240)
             during = first.with_suffix(".log").read_text()
-        a.wait(150)
+        a.wait(240)
     assert (a.returncode, b.returncode) == (0, 0), during
     assert "is given back after its stage: study second waits for room" in during
     for spec, trials in ((first, 61), (second, 3)):

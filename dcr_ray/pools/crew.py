@@ -25,8 +25,8 @@ from dcr_ray.weights.shared_memory import withdraw
 ENGINE_LIVES = 4
 """How many engines are started in one place before it is given up."""
 
-ENGINE_START_SECONDS = 30.0
-"""An engine's process that has not begun after so long is held to have no place."""
+ENGINE_START_SECONDS = 60.0
+"""An engine's process that has not begun after so long is held to have no place: Ray does not tell which it is."""
 
 
 class Crew:

@@ -139,8 +139,8 @@ class SharedCluster:
             had, lacked = taker.standing.placed, taker.standing.lacks
             self._move = _Move(giver.standing.study, taker.standing.study, had, lacked, left=giver.groups)
             return
-        # What is free belongs to a study that has nothing, if there is one.
-        if not any(each.standing.lacks for each in members.values()):
+        # What is free belongs to groups that were started already, if there are any without a place.
+        if all(each.standing.placed == each.standing.up for each in members.values()):
             self._grow()
 
     def _poorest(self, now: float) -> _Member | None:
@@ -175,7 +175,7 @@ class SharedCluster:
         able = [
             each
             for each in self._members.values()
-            if each.standing.room and each.standing.placed == each.standing.up == each.groups < each.standing.wanted
+            if each.standing.room and each.standing.up == each.groups < each.standing.wanted
         ]
         taker = min(able, key=lambda each: (each.standing.placed * each.standing.weight, each.since), default=None)
         if taker is not None:
