@@ -51,6 +51,11 @@ class UsageMeter:
             self.write(usage)
         return usage
 
+    def hold(self, gpus: float) -> None:
+        """From now on so many GPUs are reserved: on a shared cluster a study's groups come and go."""
+        if gpus != self._gpus:
+            self._earlier, self._started, self._gpus = self.read(), self._clock(), gpus
+
     def write(self, usage: Usage | None = None) -> None:
         """Write the usage down, at the end of a run too."""
         partial = self._file.with_suffix(".partial")

@@ -28,8 +28,8 @@ _TUNE_ENVIRONMENT = {
     # Pickles of Tune's state are never read: the journal is.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # A group that cannot be placed at once on a busy cluster is waited for, not counted as broken.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # A group that finds no room on a busy cluster waits for it as long as it takes; that does not count as a failure.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(30 * 86400),
 }
 
 

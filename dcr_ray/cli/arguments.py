@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 
-def spec(command: argparse.ArgumentParser) -> None:
-    command.add_argument("spec", metavar="SPEC", help="YAML file of the study")
+def spec(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    command.add_argument("spec", metavar="SPEC", nargs="?" if optional else None, help="YAML file of the study")
     command.add_argument(
         "--set",
         dest="overrides",
@@ -22,8 +22,13 @@ def json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON document on stdout instead of a table")
 
 
-def study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("study", metavar="STUDY", help="name of a study, or the YAML file it is run from")
+def study(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    command.add_argument(
+        "study",
+        metavar="STUDY",
+        nargs="?" if optional else None,
+        help="name of a study, or the YAML file it is run from" + (" (default: list all)" if optional else ""),
+    )
     command.add_argument(
         "--storage", metavar="FOLDER", help="folder of studies (default: $DCR_RAY_STORAGE, then ./runs)"
     )
@@ -59,12 +64,54 @@ def submit(command: argparse.ArgumentParser) -> None:
     spec(command)
     command.add_argument("--address", required=True, metavar="URL", help="the head's job server, http://HEAD:8265")
     command.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    command.add_argument(
+        "--working-dir",
+        metavar="DIR",
+        help="send this folder's code and data too, without results, weights and caches (default: the spec alone)",
+    )
+    command.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="what of --working-dir is not sent: a name, or a path from there; may be repeated",
+    )
+    command.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="a variable for the job, without a value that of this shell; whoever may ask the head can read it",
+    )
+    command.add_argument("--entrypoint-cpus", type=float, metavar="N", help="CPUs reserved for the study's driver")
+    command.add_argument(
+        "--entrypoint-resources",
+        metavar="JSON",
+        help="resources of the node for the driver (default: TRAIN_DRIVER_RESOURCE where a node has it)",
+    )
     json(command)
+
+
+def head(command: argparse.ArgumentParser, required: bool = False) -> None:
+    where = "" if required else " (default: this machine's studies)"
+    command.add_argument(
+        "--address", metavar="URL", required=required, help=f"job server of the head it was sent to{where}"
+    )
 
 
 def status(command: argparse.ArgumentParser) -> None:
-    study(command)
+    study(command, optional=True)
+    head(command)
+    command.add_argument("--job-only", action="store_true", help="with --address: leave out the trials (quicker)")
     json(command)
+
+
+def logs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", metavar="STUDY", help="name of a study")
+    head(command, required=True)
+    command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends; Ctrl-C leaves it alone")
+    command.add_argument("--tail", type=int, metavar="N", help="begin with the last N lines")
+    command.add_argument("--attempt", type=int, metavar="K", help="the job of the K-th submission (default: the last)")
 
 
 def report(command: argparse.ArgumentParser) -> None:
@@ -139,6 +186,7 @@ def confirm(command: argparse.ArgumentParser) -> None:
 
 def stop(command: argparse.ArgumentParser) -> None:
     study(command)
+    head(command)
 
 
 def sync(command: argparse.ArgumentParser) -> None:
@@ -184,7 +232,14 @@ def models(command: argparse.ArgumentParser) -> None:
 
 
 def doctor(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--address", help="a Ray to look at too")
+    spec(command, optional=True)
+    command.add_argument("--address", help="a Ray to look at with all its nodes: a head's URL, HOST:PORT, or auto")
+    command.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="folder of studies, tried from every node (default: the spec's, then $DCR_RAY_STORAGE)",
+    )
+    command.add_argument("--tracking", metavar="URI", help="MLflow's address (default: the spec's)")
     json(command)
 
 

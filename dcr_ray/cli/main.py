@@ -94,6 +94,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         (
             "dcr-ray submit search_spaces/quickstart.yaml --address http://head:8265",
             "dcr-ray submit STUDY.yaml --address http://head:8265 --detach --set storage=/shared/runs",
+            "dcr-ray submit STUDY.yaml --address http://head:8265 --working-dir . --exclude drafts --env HF_TOKEN",
         ),
         arguments.submit,
     ),
@@ -104,8 +105,20 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         (
             "dcr-ray status quickstart",
             "dcr-ray status quickstart --json | python -m json.tool",
+            "dcr-ray status quickstart --address http://head:8265",
+            "dcr-ray status --address http://head:8265",
         ),
         arguments.status,
+    ),
+    (
+        "logs",
+        "jobs:logs",
+        "show what a study that was submitted has printed",
+        (
+            "dcr-ray logs quickstart --address http://head:8265 --tail 50",
+            "dcr-ray logs quickstart --address http://head:8265 --follow",
+        ),
+        arguments.logs,
     ),
     (
         "report",
@@ -138,8 +151,8 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
     (
         "stop",
         "studies:stop",
-        "end a study that runs on this machine; it can be gone on with",
-        ("dcr-ray stop quickstart",),
+        "end a study that runs on this machine or at a head; it can be gone on with",
+        ("dcr-ray stop quickstart", "dcr-ray stop quickstart --address http://head:8265"),
         arguments.stop,
     ),
     (
@@ -231,10 +244,11 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
     (
         "doctor",
         "jobs:doctor",
-        "check this machine, and a Ray, and say what to do about what fails",
+        "check this machine, or a Ray and all its nodes, and say what to do about what fails",
         (
             "dcr-ray doctor",
             "dcr-ray doctor --address 10.0.0.1:6379",
+            "dcr-ray doctor STUDY.yaml --address http://head:8265 --storage /shared/runs --tracking http://mlflow:5000",
         ),
         arguments.doctor,
     ),

@@ -15,7 +15,7 @@ from dcr_ray.budget import read_usage
 from dcr_ray.cli.show import print_json, print_table
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.preflight import report_folder, study_folder
-from dcr_ray.stored import open_spec
+from dcr_ray.stored import open_spec, storage_folder, stored_studies
 from dcr_ray.study import load_study
 from dcr_ray.trial import Trial
 
@@ -80,6 +80,12 @@ def _plan_for_cluster(options: Namespace) -> int:
 
 
 def status(options: Namespace) -> int:
+    if options.address:
+        from dcr_ray.cli import jobs
+
+        return jobs.status(options)
+    if options.study is None:
+        return _list_studies(options)
     from rich.console import Console
 
     from dcr_ray.api import Study
@@ -115,13 +121,17 @@ def report(options: Namespace) -> int:
 
 def stop(options: Namespace) -> int:
     """Ask the driver to end, and wait until it has. 1 when it is still there after a minute."""
+    if options.address:
+        from dcr_ray.cli import jobs
+
+        return jobs.stop(options)
     spec = open_spec(options.study, options.storage)
     driver = _driver(study_folder(spec))
     if driver is None:
         print(f"{spec.study} is not running")
         return 0
     if driver["host"] != os.uname().nodename:
-        fix = "Stop it there, or stop its job with `ray job stop`."
+        fix = f"Stop it there, or stop its job with `dcr-ray stop {spec.study} --address URL`."
         raise InputError(
             [Problem("STUDY", f"{spec.study}, run on {driver['host']}", "a study that this machine runs", fix)]
         )
@@ -146,6 +156,22 @@ def mlflow_sync(options: Namespace) -> int:
         print_json(done)
     else:
         print_table([done], list(done))
+    return 0
+
+
+def _list_studies(options: Namespace) -> int:
+    """Every study of the storage folder, and who runs it."""
+    root = storage_folder(options.storage)
+    rows = [
+        {"study": name, "folder": str(root / name), "driver": _driver(root / name)} for name in stored_studies(root)
+    ]
+    if options.json:
+        print_json(rows)
+        return 0
+    for row in rows:
+        driver = row["driver"]
+        row["run by"] = f"process {driver['pid']} on {driver['host']}" if driver else ""
+    print_table(rows, ("study", "run by", "folder"), f"Studies in {root}")
     return 0
 
 

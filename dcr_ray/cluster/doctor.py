@@ -1,6 +1,6 @@
 """What a machine needs for studies, looked at piece by piece: what was found, and what to do about it.
 
-Nothing is started, trained or fetched, and no heavy library is imported.
+Nothing is trained or fetched, and no heavy library is imported; a cluster's nodes are asked by a small job.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from dcr_ray.cluster.check import Check
+from dcr_ray.cluster.node_checks import ask_nodes, node_checks
+from dcr_ray.cluster.node_probe import torch_facts, unreachable
 from dcr_ray.cluster.packages import installed_version, package_checks
 from dcr_ray.cluster.ray_checks import cluster_checks, leftover_checks
 from dcr_ray.planning.machine import Machine, this_machine
+from dcr_ray.tracking.destination import without_password
 from dcr_ray.weights.resolve import default_cache_dir, list_models
 
 MEMORY_GIB = 6
@@ -33,13 +36,39 @@ HUB_SECONDS = 2.0
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def examine(address: str | None = None) -> list[Check]:
-    """Every check of this machine, and of the Ray at `address` or $RAY_ADDRESS. Takes less than 10 s."""
+def examine(address: str | None = None, storage: str | None = None, tracking: str | None = None) -> list[Check]:
+    """Every check of this machine, and of the Ray at `address` or $RAY_ADDRESS with all its nodes.
+
+    `storage` is the folder of studies, `tracking` MLflow's address; on a cluster they are tried from its nodes. Takes
+    less than 10 s for this machine, and less than a minute for a cluster.
+    """
     machine = this_machine()
-    checks = [*package_checks(machine.gpus), *_build_tools(), *_hardware(machine), *_folders(), *_models()]
-    checks += leftover_checks()
+    checks = [*package_checks(machine.gpus), *_build_tools(), *_hardware(machine), *_models(), *leftover_checks()]
     address = address or os.environ.get("RAY_ADDRESS")
-    return checks + (cluster_checks(address) if address and address != "local" else [])
+    if not address or address == "local":
+        return [*checks, *_folders(storage), *_tracking(tracking)]
+    of_ray, url = cluster_checks(address)
+    checks += [*_folders(None), *of_ray]
+    return checks + (_nodes(url, storage, tracking) if url else [])
+
+
+def _nodes(url: str, storage: str | None, tracking: str | None) -> list[Check]:
+    from dcr_ray.cluster.submit import passed_environment
+
+    environment = passed_environment()
+    folder = storage or environment.get("DCR_RAY_STORAGE") or "~/dcr_ray_runs"
+    found = ask_nodes(url, folder, tracking, environment)
+    return [found] if isinstance(found, Check) else node_checks(found)
+
+
+def _tracking(uri: str | None) -> list[Check]:
+    if uri is None:
+        return []
+    problem = unreachable(uri)
+    if problem is None:
+        return [Check("MLflow", "ok", f"{without_password(uri)} answers")]
+    fix = "Studies run all the same, and `dcr-ray mlflow-sync` sends what was missed. Is it up, and the address right?"
+    return [Check("MLflow", "warning", f"{without_password(uri)}: {problem}", fix)]
 
 
 def _build_tools() -> list[Check]:
@@ -74,14 +103,29 @@ def _gpus(machine: Machine) -> list[Check]:
     except (OSError, subprocess.SubprocessError) as error:
         fix = "Look at the driver: `nvidia-smi` should list the GPUs."
         return [Check("GPUs", "fails", f"{machine.gpus} ({error})", fix)]
-    return [
+    lines = asked.stdout.splitlines()
+    listed = [
         Check(f"GPU {number}", "ok", "{}, {}, {} free, driver {}".format(*line.split(", ")))
-        for number, line in enumerate(asked.stdout.splitlines())
+        for number, line in enumerate(lines)
     ]
+    return [*listed, _gpus_of_torch(len(lines))]
 
 
-def _folders() -> list[Check]:
-    storage = Path(os.path.abspath(os.path.expanduser(os.environ.get("DCR_RAY_STORAGE") or "runs")))
+def _gpus_of_torch(wanted: int) -> Check:
+    told = torch_facts()
+    if "problem" in told or len(told["gpus"]) < wanted:
+        found = told.get("problem") or f"{len(told['gpus'])} of {wanted}"
+        fix = "Is torch a build for CUDA (locks/gpu.txt), and the driver new enough for it?"
+        return Check("GPUs seen by torch", "fails", found, fix)
+    if told["nccl"] is None:
+        fix = "Install a build of torch with NCCL: ranks on GPUs talk over it."
+        return Check("GPUs seen by torch", "fails", f"{wanted}, without NCCL", fix)
+    return Check("GPUs seen by torch", "ok", f"{wanted}, CUDA {told['cuda']}, NCCL {told['nccl']}")
+
+
+def _folders(named: str | None) -> list[Check]:
+    folder = named or os.environ.get("DCR_RAY_STORAGE") or "runs"
+    storage = Path(os.path.abspath(os.path.expanduser(folder)))
     # A cache that many share may be read-only, as long as it holds the model.
     cache = default_cache_dir()
     space = "Free some space, or choose another folder."

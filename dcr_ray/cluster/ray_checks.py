@@ -31,8 +31,8 @@ def leftover_checks() -> list[Check]:
     return [running, Check("dashboard", "ok", port), _token()]
 
 
-def cluster_checks(address: str) -> list[Check]:
-    """The Ray at `address`: a head's URL, host:port, or auto."""
+def cluster_checks(address: str) -> tuple[list[Check], str | None]:
+    """The Ray at `address`: a head's URL, host:port, or auto. Also the URL at which its nodes can be asked, if any."""
     fix = "Start it with `ray start --head`, or look at address, port and firewall."
     if address != "auto":
         parts = urlsplit(address if "://" in address else f"//{address}")
@@ -42,7 +42,7 @@ def cluster_checks(address: str) -> list[Check]:
                 raise ValueError("not http://HOST:PORT, HOST:PORT or auto")
             socket.create_connection((parts.hostname, port), timeout=2).close()
         except (OSError, ValueError) as error:
-            return [Check("Ray", "fails", f"{address}: {error}", fix)]
+            return [Check("Ray", "fails", f"{address}: {error}", fix)], None
     # In a process of its own: Ray's clients wait most of a minute for a Ray that does not answer.
     program = "import sys; from dcr_ray.cluster.ray_checks import ask; ask(sys.argv[1])"
     command = [sys.executable, "-c", program, address]
@@ -50,10 +50,12 @@ def cluster_checks(address: str) -> list[Check]:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         fix = "Another program has this port, or Ray is busy, or it wants its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)."
-        return [Check("Ray", "fails", f"{address} takes connections and does not answer as a Ray", fix)]
+        return [Check("Ray", "fails", f"{address} takes connections and does not answer as a Ray", fix)], None
     if asked.returncode:
-        return [Check("Ray", "fails", f"{address}: {(asked.stderr.strip() or 'no answer').splitlines()[-1]}", fix)]
-    return _judged(json.loads(asked.stdout.splitlines()[-1]))
+        said = (asked.stderr.strip() or "no answer").splitlines()[-1]
+        return [Check("Ray", "fails", f"{address}: {said}", fix)], None
+    answer = json.loads(asked.stdout.splitlines()[-1])
+    return _judged(answer), answer["url"] if "nodes" in answer else None
 
 
 def ask(address: str) -> None:

@@ -173,16 +173,18 @@ def _run(ready: Ready, runs: list[_Run], address: str | None, console: Any) -> s
         import ray
 
         from dcr_ray.pools.crew import Crew
+        from dcr_ray.pools.fair_share import FairShare
 
         try:
             resources = fitted(spec, cluster, needed)
             inputs = replace(ready.inputs, shape=spec.shape.settled(on_gpu=bool(resources.gpus_per_rank)))
             view = LiveView(console, f"{spec.study}, confirmation", len(runs), spec.objectives, spec.search.concurrent)
+            share = None if cluster.own else FairShare(spec.study, resources, inputs.shape.ranks)
             stop = _Stop()
             with (
                 ray_messages_in(ready.study_dir),
                 stop.on_signals(),
-                Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment) as crew,
+                Crew(inputs, resources, cluster.namespace, ready.study_dir, cluster.environment, share) as crew,
                 view,
                 watching(crew, observer, view, stop),
                 ThreadPoolExecutor(spec.search.concurrent, thread_name_prefix="confirm") as pool,

@@ -53,6 +53,8 @@ class Broker:
         self._events: list[dict[str, Any]] = []
         self._waiting = {place: asyncio.Condition() for place in self._queues}
         self._closed: str | None = None
+        self._seen: set[str] = set()
+        self._released: set[str] = set()
         self._clock, self._watched = clock, watched
 
     async def submit(self, task: StageTask) -> Outcome:
@@ -83,15 +85,16 @@ class Broker:
     async def next(
         self, worker: str, place: Place, wait_seconds: float = 20.0, finishing: tuple[str, ...] = ()
     ) -> StageTask | str | None:
-        """The next stage for this worker; None when there was none in time, "stop" when the study ends.
+        """The next stage for this worker; None when there was none in time, "stop" when it is needed no more.
 
         A worker that asks holds nothing but what it is `finishing`, by keys. If it holds more all the same, it has died
         and come back.
         """
         await self.lost(worker, finishing)
+        self._seen.add(worker)
         deadline = self._clock() + wait_seconds
         while True:
-            if self._closed is not None:
+            if self._closed is not None or worker in self._released:
                 return "stop"
             if self._queues[place]:
                 flight = self._flights[self._queues[place].popleft()]
@@ -183,6 +186,19 @@ class Broker:
         now = self._clock()
         started = flight.started or now
         return {"queued": started - flight.submitted, "worked": now - started}
+
+    async def release(self, workers: list[str]) -> str | None:
+        """One of these workers is told to stop when it asks next: one that holds no stage, if there is one.
+
+        Returns its name; None where fewer than two of them have asked for a stage so far.
+        """
+        at_work = [worker for worker in workers if worker in self._seen]
+        if len(at_work) < 2:
+            return None
+        chosen = next((worker for worker in reversed(at_work) if not self._held.get(worker)), at_work[-1])
+        self._released.add(chosen)
+        await self._wake_all()
+        return chosen
 
     async def close(self, reason: str) -> None:
         """No further stage is handed out; whoever waits is told why."""

@@ -16,6 +16,7 @@ import ray
 
 from dcr_ray.pools.broker import Broker
 from dcr_ray.pools.engine import EngineSettings, EngineWorker
+from dcr_ray.pools.fair_share import FairShare
 from dcr_ray.pools.worker_group import GroupSettings, WorkerGroup
 from dcr_ray.stages import StudyInputs
 from dcr_ray.study import Resources
@@ -24,12 +25,21 @@ from dcr_ray.weights.shared_memory import withdraw
 ENGINE_LIVES = 4
 """How many engines are started in one place before it is given up."""
 
+ENGINE_START_SECONDS = 60.0
+"""An engine's process that has not begun after so long is held to have no place: Ray does not tell which it is."""
+
 
 class Crew:
     """Use as a context manager. `broker` is the actor's name; `watch` is to be called every second or so."""
 
     def __init__(
-        self, inputs: StudyInputs, resources: Resources, namespace: str, study_dir: Path, environment: dict[str, str]
+        self,
+        inputs: StudyInputs,
+        resources: Resources,
+        namespace: str,
+        study_dir: Path,
+        environment: dict[str, str],
+        share: FairShare | None = None,
     ):
         self.namespace = namespace
         self.broker_name = f"broker-{inputs.study}"
@@ -40,6 +50,9 @@ class Crew:
         self._engines: dict[str, _EngineSeat] = {}
         self._groups: list[WorkerGroup] = []
         self._given_up: set[str] = set()
+        self._share = share
+        self._released: set[str] = set()
+        self._groups_started = 0
 
     def __enter__(self) -> Crew:
         actor = ray.remote(Broker)
@@ -47,9 +60,9 @@ class Crew:
             name=self.broker_name, namespace=self.namespace, num_cpus=0, max_concurrency=10_000, max_restarts=0
         ).remote()
         ray.get(self.broker.events.remote())
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for index in range(self._resources.worker_groups or 1):
-            self._groups.append(WorkerGroup(self._group_settings(f"group-{index}", stamp)))
+        self._stamp = time.strftime("%Y%m%d-%H%M%S")
+        for _ in range(self._share.groups if self._share else self._resources.worker_groups or 1):
+            self.start_group()
         for index in range(self._resources.engines):
             settings = self._engine_settings(f"engine-{index}")
             self._engines[settings.name] = _EngineSeat(settings)
@@ -67,10 +80,45 @@ class Crew:
         for seat in self._engines.values():
             seat.end(max(0.1, deadline - time.monotonic()))
         withdraw(self._inputs.study)
+        if self._share is not None:
+            self._share.leave()
+
+    def start_group(self) -> str:
+        """Start one more worker group. Returns its name."""
+        settings = self._group_settings(f"group-{self._groups_started}", self._stamp)
+        self._groups_started += 1
+        self._groups.append(WorkerGroup(settings))
+        return settings.name
+
+    def release_group(self) -> str | None:
+        """Let a group end after the stage that it is at, an idle one if there is one. Returns its name.
+
+        None where no two groups are at work yet.
+        """
+        names = [group.settings.name for group in self._groups if group.alive]
+        name = ray.get(self.broker.release.remote([name for name in names if name not in self._released]))
+        if name is not None:
+            self._released.add(name)
+        return name
+
+    @property
+    def groups_up(self) -> int:
+        """Groups that hold resources or wait for them."""
+        return sum(group.alive for group in self._groups)
+
+    @property
+    def groups_wanted(self) -> int:
+        """Those that have not been told to end."""
+        return sum(group.alive and group.settings.name not in self._released for group in self._groups)
+
+    @property
+    def engines_pending(self) -> int:
+        """Engines for which Ray has found no place so far."""
+        return sum(seat.pending for seat in self._engines.values())
 
     def watch(self) -> list[str]:
         """Replace dead engines, give up kinds that are gone. Returns what a user should know, once."""
-        messages = []
+        messages = self._share.beat(self) if self._share is not None else []
         for seat in self._engines.values():
             messages += seat.watch(self.broker)
         for group in self._groups:
@@ -78,6 +126,7 @@ class Crew:
                 self._given_up.add(group.settings.name)
                 ray.get(self.broker.lost.remote(group.settings.name))
                 messages.append(f"{group.settings.name} ended: {group.error}")
+        self._groups = [each for each in self._groups if each.alive or each.settings.name not in self._released]
         if self._groups and not any(group.alive for group in self._groups) and "train" not in self._given_up:
             self._given_up.add("train")
             ray.get(self.broker.give_up.remote("train", f"no worker group is left: {self._groups[-1].error}"))
@@ -163,7 +212,15 @@ class _EngineSeat:
             )
             .remote(settings)
         )
+        self._started = time.monotonic()
+        self._placing: Any = self._actor.__ray_ready__.remote()
         self._serving: Any = self._actor.serve.remote()
+
+    @property
+    def pending(self) -> bool:
+        # An actor that has a place takes a while to start its process.
+        late = time.monotonic() - self._started > ENGINE_START_SECONDS
+        return late and not ray.wait([self._placing], timeout=0)[0]
 
     def watch(self, broker: Any) -> list[str]:
         if self.error is not None or not ray.wait([self._serving], timeout=0)[0]:
