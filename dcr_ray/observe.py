@@ -132,6 +132,9 @@ class Observer:
     def _mirror(self, event: dict[str, Any]) -> None:
         trial, stage, kind = event["trial"], event["stage"], event["event"]
         uid = f"{trial}/{stage}"
+        if kind == "told":
+            self.say(f"{event['worker']}: {event['message']}")
+            return
         if kind == "started":
             self._tracker.stage(
                 uid, trial, stage, {"key": event["key"], "worker": event["worker"]}, {"dcr.stage": stage}

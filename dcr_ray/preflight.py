@@ -130,6 +130,7 @@ def preflight(
         cache_root=str(root / "cache"),
         judges=spec.judges,
         judge_identities=judge_identities,
+        model=spec.model,
     )
     return Ready(spec, study_dir, cache_dir, report_folder(spec), tracking_uri, inputs)
 

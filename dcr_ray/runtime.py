@@ -70,6 +70,14 @@ def use_caches(cache_dir: Path) -> dict[str, str]:
     return environment
 
 
+_NETWORK = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "OFI_", "EFA_", "UCX_", "RDMAV_")
+
+
+def network_environment() -> dict[str, str]:
+    """What the driver was told about the network, for workers on other nodes: NCCL's variables, EFA's, gloo's."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_NETWORK)}
+
+
 @dataclass(frozen=True)
 class RayCluster:
     """What a started or found Ray offers. `environment` is what workers have to be given besides their own."""
@@ -81,6 +89,8 @@ class RayCluster:
     gpus: float
     environment: dict[str, str]
     dashboard: str
+    nodes: tuple[dict[str, float], ...] = ()
+    """What each living node has in all."""
 
 
 def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Path, cache_dir: Path) -> RayCluster:
@@ -129,8 +139,9 @@ def start_ray(address: str | None, cpus_needed: float, study: str, study_dir: Pa
         own=own,
         cpus=found.get("CPU", 0),
         gpus=found.get("GPU", 0),
-        environment=passed | {"RAY_ADDRESS": gcs_address},
+        environment=network_environment() | passed | {"RAY_ADDRESS": gcs_address},
         dashboard=context.dashboard_url or "",
+        nodes=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]),
     )
 
 

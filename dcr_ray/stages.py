@@ -88,6 +88,8 @@ class StudyInputs:
     shape: Shape
     cache_root: str
     judges: tuple[JudgeSpec, ...] = (StringSpec(),)
+    model: str = ""
+    """The model's name, by which a node that does not see `model_dir` finds it."""
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)

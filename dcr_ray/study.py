@@ -174,6 +174,11 @@ class Resources(_Section):
     cpus_per_engine: float = Field(1, gt=0)
     gpus_per_engine: float | None = Field(None, ge=0)
     threads_per_engine: int | None = Field(None, ge=1)
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="variables of ranks and engines, such as NCCL's; the driver's own NCCL_, FI_, OFI_, EFA_, UCX_ and "
+        "GLOO_ variables are passed on unasked",
+    )
     kv_cache_mib: int = Field(256, ge=16, description="vLLM's cache of keys and values, on the CPU")
 
 

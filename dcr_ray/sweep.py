@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -197,9 +197,38 @@ def _keep_to_budget(meter: UsageMeter, share: Any, spec: StudySpec, search: Any,
 def cpus_needed(spec: StudySpec) -> float:
     """CPUs that Ray reserves for the study's groups and engines."""
     resources = spec.resources
-    return (
-        resources.worker_groups or 1
-    ) * spec.shape.ranks * resources.cpus_per_rank + resources.engines * resources.cpus_per_engine
+    groups = (resources.worker_groups or 1) * spec.shape.ranks * resources.cpus_per_rank
+    return groups + resources.engines * resources.tensor_parallel * resources.cpus_per_engine
+
+
+def placement_problems(
+    rank: dict[str, float],
+    ranks: int,
+    engine: dict[str, float],
+    tensor_parallel: int,
+    nodes: Sequence[dict[str, float]],
+) -> list[Problem]:
+    """What no node, or no set of nodes, has room for although the cluster as a whole has: a rank lies on one node, and
+    so does an engine with all of its devices."""
+
+    def room(bundle: dict[str, float], node: dict[str, float]) -> int:
+        return int(min((node.get(name, 0.0) / amount for name, amount in bundle.items() if amount), default=ranks))
+
+    def told(bundle: dict[str, float]) -> str:
+        return ", ".join(f"{amount:g} {name}s" for name, amount in bundle.items() if amount)
+
+    have = "; ".join(told({name: node.get(name, 0.0) for name in ("CPU", "GPU")}) for node in nodes)
+    problems = []
+    if (found := sum(room(rank, node) for node in nodes)) < ranks:
+        fix = "Lower cpus_per_rank or gpus_per_rank, or shape.ranks."
+        wanted = f"{ranks} ranks of {told(rank)} each, of which the nodes hold {found}"
+        problems.append(Problem("shape.ranks", wanted, f"what single nodes have: {have}", fix))
+    divided = {name: amount * tensor_parallel for name, amount in engine.items()}
+    if not any(room(divided, node) for node in nodes):
+        wanted = f"an engine of {told(divided)} on one node"
+        fix = "Lower resources.tensor_parallel, cpus_per_engine or gpus_per_engine."
+        problems.append(Problem("resources.tensor_parallel", wanted, f"what single nodes have: {have}", fix))
+    return problems
 
 
 def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resources:
@@ -208,7 +237,7 @@ def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resource
     cores = os.cpu_count() or 1
     gpus_per_rank = resources.gpus_per_rank if resources.gpus_per_rank is not None else float(cluster.gpus > 0)
     gpus_per_engine = resources.gpus_per_engine if resources.gpus_per_engine is not None else float(cluster.gpus > 0)
-    gpus_needed = ranks * gpus_per_rank + resources.engines * gpus_per_engine
+    gpus_needed = ranks * gpus_per_rank + resources.engines * resources.tensor_parallel * gpus_per_engine
     problems = []
     if cpus_needed > cluster.cpus:
         fix = "Lower shape.ranks, resources.worker_groups, cpus_per_rank or cpus_per_engine, or add nodes."
@@ -223,6 +252,10 @@ def fitted(spec: StudySpec, cluster: RayCluster, cpus_needed: float) -> Resource
         problems.append(
             Problem("resources", f"{gpus_needed:g} GPUs wanted", f"at most {cluster.gpus:g} (the cluster's)", fix)
         )
+    if not problems:
+        rank = {"CPU": resources.cpus_per_rank, "GPU": gpus_per_rank}
+        engine = {"CPU": resources.cpus_per_engine, "GPU": gpus_per_engine}
+        problems += placement_problems(rank, spec.shape.ranks, engine, resources.tensor_parallel, cluster.nodes)
     if problems:
         raise InputError(problems)
     return resources.model_copy(

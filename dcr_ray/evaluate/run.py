@@ -19,8 +19,15 @@ GENERATIONS_FILE = "generations.jsonl"
 Report = Callable[[dict[str, Any]], None]
 
 
-def open_engine(spec: EvaluationSpec, model_dir: str, *, threads: int | None, kv_cache_bytes: int | None) -> Any:
-    """The engine that the study names, with the base model loaded."""
+def open_engine(
+    spec: EvaluationSpec,
+    model_dir: str,
+    *,
+    threads: int | None,
+    kv_cache_bytes: int | None,
+    tensor_parallel: int = 1,
+) -> Any:
+    """The engine that the study names, with the base model loaded; vLLM divides it over `tensor_parallel` devices."""
     if spec.engine == "transformers":
         from dcr_ray.evaluate.transformers_engine import TransformersEngine
 
@@ -34,6 +41,7 @@ def open_engine(spec: EvaluationSpec, model_dir: str, *, threads: int | None, kv
         kv_cache_bytes=kv_cache_bytes,
         threads=threads,
         batch_invariant=spec.batch_invariant,
+        tensor_parallel_size=tensor_parallel,
     )
 
 

@@ -215,6 +215,10 @@ class Broker:
                 await self.failed("", key, "error", reason)
         await self._wake_all()
 
+    async def tell(self, worker: str, message: str, values: dict[str, Any]) -> None:
+        """What a worker has found out about its place, for whoever watches."""
+        self._happened("told", "", "", "", worker=worker, message=message, values=values)
+
     async def under_way(self) -> list[dict[str, Any]]:
         """Every stage that waits or runs, for the live view."""
         return [

@@ -45,7 +45,7 @@ class Crew:
         self.broker_name = f"broker-{inputs.study}"
         self._inputs = inputs
         self._resources = resources
-        self._environment = environment
+        self._environment = environment | resources.environment
         self._study_dir = study_dir
         self._engines: dict[str, _EngineSeat] = {}
         self._groups: list[WorkerGroup] = []
@@ -171,6 +171,8 @@ class Crew:
             # Ray Train resumes a run of the same name by itself; our stages resume from their own records.
             storage_path=str(self._study_dir / "ray-train" / stamp),
             environment=self._environment,
+            model=self._inputs.model,
+            model_identity=self._inputs.model_identity,
         )
 
     def _engine_settings(self, name: str) -> EngineSettings:
@@ -186,6 +188,9 @@ class Crew:
             threads=resources.threads_per_engine or 1,
             kv_cache_bytes=resources.kv_cache_mib * 2**20,
             environment=self._environment,
+            tensor_parallel=resources.tensor_parallel,
+            model=self._inputs.model,
+            model_identity=self._inputs.model_identity,
         )
 
 
@@ -195,7 +200,7 @@ class _EngineSeat:
     def __init__(self, settings: EngineSettings):
         self.settings = settings
         self.error: str | None = None
-        self._lives = 0
+        self._lives = self._drained = 0
         self._start()
 
     def _start(self) -> None:
@@ -208,7 +213,11 @@ class _EngineSeat:
         self._actor = (
             ray.remote(EngineWorker)
             .options(
-                num_cpus=settings.cpus, num_gpus=settings.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+                # An actor lies on one node, and so do all the GPUs that an engine is divided over.
+                num_cpus=settings.cpus * settings.tensor_parallel,
+                num_gpus=settings.gpus * settings.tensor_parallel,
+                max_restarts=0,
+                runtime_env={"env_vars": environment},
             )
             .remote(settings)
         )
@@ -232,7 +241,9 @@ class _EngineSeat:
             why = str(error).strip().splitlines()[-1]
         ray.get(broker.lost.remote(self._name))
         ray.kill(self._actor)
-        if self._lives >= ENGINE_LIVES:
+        if "NodeDrained" in why:
+            self._drained += 1
+        if self._lives - self._drained >= ENGINE_LIVES:
             self.error = why
             return [f"{self._name} ended and was the last of {ENGINE_LIVES}: {why}"]
         message = f"{self._name} ended and is replaced: {why}"

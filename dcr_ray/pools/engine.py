@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcr_ray.errors import StageFailed, StaleWeights
+from dcr_ray.pools.draining import DrainWatch, NodeDrained
+from dcr_ray.pools.local_model import local_model
 from dcr_ray.study import EvaluationSpec
 from dcr_ray.weights.shared_memory import withdraw_one
+
+IDLE_SECONDS = 20.0
+"""How long an engine waits for a stage before it looks whether its node is still there to stay."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class EngineSettings:
     threads: int
     kv_cache_bytes: int
     environment: dict[str, str]
+    tensor_parallel: int = 1
+    model: str = ""
+    model_identity: str = ""
 
 
 class EngineWorker:
@@ -49,8 +57,11 @@ class EngineWorker:
         settings = self.settings
         broker = ray.get_actor(settings.broker, namespace=settings.namespace)
         engine = self._open()
+        drain = DrainWatch([ray.get_runtime_context().get_node_id()])
         while True:
-            task = ray.get(broker.next.remote(settings.name, "generate", 60.0))
+            if drain.leaving():
+                raise NodeDrained("its node is taken away")
+            task = ray.get(broker.next.remote(settings.name, "generate", IDLE_SECONDS))
             if task == "stop":
                 return
             if task is not None:
@@ -87,5 +98,9 @@ class EngineWorker:
 
         settings = self.settings
         return open_engine(
-            settings.evaluation, settings.model_dir, threads=settings.threads, kv_cache_bytes=settings.kv_cache_bytes
+            settings.evaluation,
+            local_model(settings.model, settings.model_dir, settings.model_identity),
+            threads=settings.threads,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            tensor_parallel=settings.tensor_parallel,
         )

@@ -7,14 +7,19 @@ the group again. The group does not know about trials.
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dcr_ray.errors import StageFailed
+from dcr_ray.pools.draining import DrainWatch, NodeDrained
 from dcr_ray.pools.finishing import Finishing
+from dcr_ray.pools.local_model import local_model
+from dcr_ray.pools.probe import probe
 from dcr_ray.shape import Shape
 from dcr_ray.stages import StageTask
 from dcr_ray.weights.shared_memory import offer
@@ -36,7 +41,10 @@ class GroupSettings:
     threads_per_rank: int
     storage_path: str
     environment: dict[str, str]
-    max_restarts: int = 20
+    model: str = ""
+    model_identity: str = ""
+    max_restarts: int = 50
+    """Ends for reasons of its own and nodes that were taken away; a stage that keeps killing groups fails before."""
 
 
 class WorkerGroup:
@@ -70,7 +78,11 @@ class WorkerGroup:
             train_loop_config={"settings": settings},
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if settings.gpus_per_rank else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=settings.shape.ranks, use_gpu=bool(settings.gpus_per_rank), resources_per_worker=resources
+                num_workers=settings.shape.ranks,
+                use_gpu=bool(settings.gpus_per_rank),
+                resources_per_worker=resources,
+                # As few nodes as hold the ranks: their exchange is then as fast as it can be.
+                placement_strategy="PACK",
             ),
             run_config=ray.train.RunConfig(
                 name=settings.name,
@@ -103,7 +115,14 @@ def rank_loop(config: dict[str, Any]) -> None:
     broker = ray.get_actor(settings.broker, namespace=settings.namespace)
     # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.
     handover = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
-    rank = dist.get_rank()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    nodes: list[Any] = [None] * size
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id(), group=handover)
+    drain = DrainWatch(nodes)
+    if size > 1 and len(set(nodes)) > 1:
+        found = probe(Path(settings.storage_path) / settings.name, os.uname().nodename, handover, _device())
+        if rank == 0:
+            broker.tell.remote(settings.name, str(found), vars(found))
     finishing = Finishing(
         lambda record: ray.get(broker.done.remote(settings.name, record)),
         lambda key, reason: ray.get(broker.failed.remote(settings.name, key, "error", reason)),
@@ -111,18 +130,26 @@ def rank_loop(config: dict[str, Any]) -> None:
     while True:
         box: list[StageTask | str | None] = [None]
         if rank == 0:
-            box = [ray.get(broker.next.remote(settings.name, "train", IDLE_SECONDS, finishing.held))]
+            box = ["drained"]
+            if not drain.leaving():
+                box = [ray.get(broker.next.remote(settings.name, "train", IDLE_SECONDS, finishing.held))]
         dist.broadcast_object_list(box, src=0, group=handover)
         if box[0] == "stop":
             finishing.wait()
             return
+        if box[0] == "drained":
+            finishing.wait()
+            raise NodeDrained("a node of this group is taken away")
         if box[0] is not None:
-            _run_one(box[0], settings, broker, rank, finishing)
+            _run_one(box[0], settings, broker, rank, finishing, drain)
 
 
-def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, finishing: Finishing) -> None:
+def _run_one(
+    task: StageTask, settings: GroupSettings, broker: Any, rank: int, finishing: Finishing, drain: DrainWatch
+) -> None:
     import ray
 
+    from dcr_ray.train.jobs import StageStopped
     from dcr_ray.train.run import run_training_stage
 
     left: list[Callable[[], None]] = []
@@ -143,7 +170,14 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, f
     try:
         if rank == 0:
             task.begin()
-        results = run_training_stage(task.job, report, leave)
+        job = replace(task.job, model_dir=local_model(settings.model, task.job.model_dir, settings.model_identity))
+        results = run_training_stage(job, report, leave, drain.leaving)
+    except StageStopped:
+        # Its checkpoint is written; whoever takes it goes on from there.
+        if rank == 0:
+            ray.get(broker.give_back.remote(settings.name, task.key, f"a node of {settings.name} is taken away"))
+        finishing.wait()
+        raise
     except StageFailed as failure:
         alone = failure.kind == "out_of_memory" and settings.shape.ranks > 1
         if rank == 0 or alone:
@@ -163,3 +197,9 @@ def _run_one(task: StageTask, settings: GroupSettings, broker: Any, rank: int, f
             finishing.start(task, results, ran, left[0])
         else:
             ray.get(broker.done.remote(settings.name, task.commit(results, ran)))
+
+
+def _device() -> Any:
+    from ray.train.torch import get_device
+
+    return get_device()

@@ -9,16 +9,21 @@ from dcr_ray.train.jobs import DcrJob, Leave, SftJob, write_at_once
 
 
 def run_training_stage(
-    job: DcrJob | SftJob, report: Callable[[dict[str, Any]], None] = lambda _: None, leave: Leave = write_at_once
+    job: DcrJob | SftJob,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    leave: Leave = write_at_once,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the stage on this rank together with the others. Every rank returns the same results.
 
+    `should_stop` is asked on rank 0 after every step; where it says so, a checkpoint is written and StageStopped
+    raised.
     `leave` decides when an sft stage's files are written; a dcr stage always writes its own at once.
     """
     if isinstance(job, DcrJob):
         from dcr_ray.train.dcr import run_dcr
 
-        return run_dcr(job, report=report)
+        return run_dcr(job, report=report, should_stop=should_stop)
     from dcr_ray.train.sft import run_sft
 
-    return run_sft(job, report=report, leave=leave)
+    return run_sft(job, report=report, should_stop=should_stop, leave=leave)
