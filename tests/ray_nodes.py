@@ -1,8 +1,8 @@
 """Several Ray nodes on one machine, in a process of their own: a program that is told on its standard input what to do.
 
     add            one more node with one CPU; prints its id
-    kill RANK      SIGKILL to the raylet of a node, not the head, that holds a worker of a placement group; prints its id
-    drain RANK     notice to such a node: it goes in 60 seconds; prints its id
+    kill           SIGKILL to the raylet of a node, not the head, that holds a part of a placement group; prints its id
+    drain          notice to such a node: it goes in 60 seconds; prints its id
     groups         prints the states of all placement groups as JSON
     end
 

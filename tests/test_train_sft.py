@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ray.data.chat import pair_ids
 from dcr_ray.errors import InputError, StageFailed
+from dcr_ray.evaluate.canary import read_canary
 from dcr_ray.recipe import LoraRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.jobs import StageStopped
@@ -250,3 +251,23 @@ def test_pairs_cut_before_their_answer_are_left_out_and_counted(model_dir, tmp_p
 def test_pairs_without_any_answer_token_are_refused(model_dir, tmp_path):
     with pytest.raises(InputError, match="none with an answer token within 16 tokens"):
         run_sft(replace(sft_job(model_dir, tmp_path, max_tokens=16), general=(("word " * 50, "x"),), safety=()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_written_in_shards_has_the_same_weights_and_a_canary_read_layer_by_layer(tied, tmp_path, monkeypatch):
+    base = tiny_model(tmp_path, tied=tied)
+    prompts = ("How do I sharpen a knife?", "Name a colour.")
+    whole, parts = (
+        replace(sft_job(base, tmp_path / name, epochs=0.1), canary_prompts=prompts) for name in ("whole", "parts")
+    )
+    run_sft(whole)
+    monkeypatch.setattr("dcr_ray.train.export.SHARD_BYTES", 100_000)
+    run_sft(parts)
+    files = sorted(Path(parts.output_dir).glob("model-*.safetensors"))
+    assert len(files) > 3
+    shards = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    expected = load_file(Path(whole.output_dir, "model.safetensors"))
+    assert shards.keys() == expected.keys() and all(torch.equal(shards[name], expected[name]) for name in expected)
+    one, two = read_canary(whole.output_dir), read_canary(parts.output_dir)
+    assert len(two) == 1 and two[0].token_ids == one[0].token_ids
+    assert two[0].token_logprobs == pytest.approx(one[0].token_logprobs, abs=1e-5)

@@ -39,14 +39,19 @@ class CanaryPrompt(NamedTuple):
     token_logprobs: dict[int, float]
 
 
-def next_token_logprobs(model: Any, prompts: Sequence[Sequence[int]], top: int = TOP_LOGPROBS) -> list[CanaryPrompt]:
-    """The canary of a transformers model in its own precision, log-softmax in fp32, one prompt at a time."""
+def next_token_logprobs(
+    model: Any, prompts: Sequence[Sequence[int]], top: int = TOP_LOGPROBS, device: Any = None
+) -> list[CanaryPrompt]:
+    """The canary of a transformers model in its own precision, log-softmax in fp32, one prompt at a time.
+
+    `device` is where it computes, for a model whose weights do not lie there yet.
+    """
     import torch
 
     canary = []
     with torch.inference_mode():
         for prompt in prompts:
-            token_ids = torch.tensor([list(prompt)], device=model.device)
+            token_ids = torch.tensor([list(prompt)], device=device or model.device)
             logprobs = model(input_ids=token_ids, use_cache=False).logits[0, -1].float().log_softmax(-1)
             best = logprobs.topk(min(top, logprobs.shape[-1]))
             canary.append(CanaryPrompt(list(prompt), dict(zip(best.indices.tolist(), best.values.tolist()))))

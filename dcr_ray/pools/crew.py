@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dcr_ray.pools.broker import Broker
 from dcr_ray.pools.engine import EngineSettings, EngineWorker
@@ -56,8 +57,15 @@ class Crew:
 
     def __enter__(self) -> Crew:
         actor = ray.remote(Broker)
+        # Beside the driver: a node that is taken away must not take the queues with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.broker = actor.options(
-            name=self.broker_name, namespace=self.namespace, num_cpus=0, max_concurrency=10_000, max_restarts=0
+            name=self.broker_name,
+            namespace=self.namespace,
+            num_cpus=0,
+            max_concurrency=10_000,
+            max_restarts=0,
+            scheduling_strategy=here,
         ).remote()
         ray.get(self.broker.events.remote())
         self._stamp = time.strftime("%Y%m%d-%H%M%S")

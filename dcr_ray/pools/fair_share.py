@@ -163,7 +163,8 @@ def _actor() -> Any:
     import ray
 
     options = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return ray.remote(SharedCluster).options(**options, num_cpus=0, max_restarts=-1).remote()
+    on_head = {"node:__internal_head__": 0.0001}
+    return ray.remote(SharedCluster).options(**options, num_cpus=0, max_restarts=-1, resources=on_head).remote()
 
 
 def _told(bundle: dict[str, float]) -> str:

@@ -37,10 +37,11 @@ class Probe:
         return f"{self.ranks} ranks on {self.nodes} nodes: {network}, {storage}"
 
 
-def probe(folder: Path, node: str, group: Any, device: Any) -> Probe:
+def probe(folder: Path, nodes: list[str], group: Any, device: Any) -> Probe:
     """Look, on every rank together. `folder` is on the storage that the study says all nodes share.
 
-    `group` is a gloo group of all ranks. Raises DcrError on all of them where a rank's file is not seen by rank 0.
+    `nodes` names every rank's node, `group` is a gloo group of all ranks. Raises DcrError on all of them where a rank's
+    file is not seen by rank 0.
     """
     import torch
     import torch.distributed as dist
@@ -55,9 +56,9 @@ def probe(folder: Path, node: str, group: Any, device: Any) -> Probe:
         os.fsync(stream.fileno())
     written = FILE_BYTES / (time.monotonic() - began)
     facts: list[Any] = [None] * size
-    dist.all_gather_object(facts, (node, written), group=group)
+    dist.all_gather_object(facts, (os.uname().nodename, written), group=group)
     # A network file system may show a file a moment after it was closed elsewhere.
-    time.sleep(0.2 if len({node for node, _ in facts}) > 1 else 0)
+    time.sleep(0.2)
     seen: list[Any] = [None]
     if rank == 0:
         seen = [[each for each in range(size) if (folder / f"probe-{each}").is_file()]]
@@ -77,9 +78,8 @@ def probe(folder: Path, node: str, group: Any, device: Any) -> Probe:
     _settled(device)
     passed = time.monotonic() - began
     bus = 2 * (size - 1) / size * REDUCED_BYTES[device.type] / passed
-    nodes = len({node for node, _ in facts})
-    slow = nodes > 1 and bus < SLOW_BYTES_PER_SECOND[device.type]
-    return Probe(size, nodes, bus, min(written for _, written in facts), slow)
+    slow = bus < SLOW_BYTES_PER_SECOND[device.type]
+    return Probe(size, len(set(nodes)), bus, min(written for _, written in facts), slow)
 
 
 def _settled(device: Any) -> None:

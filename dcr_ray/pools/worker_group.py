@@ -7,7 +7,6 @@ the group again. The group does not know about trials.
 
 from __future__ import annotations
 
-import os
 import threading
 import traceback
 from collections.abc import Callable
@@ -120,7 +119,7 @@ def rank_loop(config: dict[str, Any]) -> None:
     dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id(), group=handover)
     drain = DrainWatch(nodes)
     if size > 1 and len(set(nodes)) > 1:
-        found = probe(Path(settings.storage_path) / settings.name, os.uname().nodename, handover, _device())
+        found = probe(Path(settings.storage_path) / settings.name, nodes, handover, _device())
         if rank == 0:
             broker.tell.remote(settings.name, str(found), vars(found))
     finishing = Finishing(
@@ -188,6 +187,10 @@ def _run_one(
         # All else is raised on every rank together, so the group stays whole and takes the next stage.
         return
     except Exception as error:
+        if of_lost_peer(error):
+            # Another rank has gone. If it had a reason it has told it; if its node died, the stage is to be taken up
+            # again when the group is back, and counts a death.
+            raise
         reason = f"{type(error).__name__}: {error}"
         ray.get(broker.failed.remote(settings.name, task.key, "error", reason[:2000]))
         raise
@@ -197,6 +200,16 @@ def _run_one(
             finishing.start(task, results, ran, left[0])
         else:
             ray.get(broker.done.remote(settings.name, task.commit(results, ran)))
+
+
+def of_lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that an exchange with another rank broke off: gloo's and NCCL's, by type or by words."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "NCCL error")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def _device() -> Any:

@@ -80,7 +80,7 @@ def model_of(folder: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, dev
 
     `tensors` holds every parameter by name, but for tied ones.
     """
-    base = next((model for (known, _), (_, model) in _kept.items() if known == folder), None) or _skeleton(folder)
+    base = next((model for (known, _), (_, model) in _kept.items() if known == folder), None) or skeleton(folder)
     config = copy.deepcopy(base.config)
     memo: dict[int, Any] = {id(base.config): config}
     for name, parameter in base.named_parameters():
@@ -91,7 +91,7 @@ def model_of(folder: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, dev
     return model.eval()
 
 
-def _skeleton(folder: str) -> Any:
+def skeleton(folder: str) -> Any:
     """The folder's model without weights; what is not a parameter is real."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcr_ray.evaluate.canary import CanaryPrompt, next_token_logprobs, write_canary
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.flops import sft_flops
 from dcr_ray.shape import Shape
-from dcr_ray.train.base import fresh_causal_model, model_of, stored_as
+from dcr_ray.train.base import fresh_causal_model, model_of, skeleton, stored_as
 from dcr_ray.train.checkpoint import remove_checkpoints
 from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
@@ -41,6 +40,7 @@ from dcr_ray.train.precision import DTYPES, products_in, resolved_precision
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.sequences import IGNORED, TokenSequence, batch_plan, job_sequences
 from dcr_ray.train.state import put_master
+from dcr_ray.train.streamed import streamed_model
 from dcr_ray.train.tokens import prompt_tokens, tokenizer_of
 from dcr_ray.train.trunk import divided_trunk, overlay_divided_trunk, overlay_trunk, read_trunk, trunk_names
 from dcr_ray.train.world import World, joined_world
@@ -230,27 +230,27 @@ def _leave(job: SftJob, export: Export, device: torch.device, leave: Leave) -> N
 
     def write() -> None:
         export.write()
-        write_canary(folder, canary or _canary(job, _tensors(folder), torch.device("cpu")))
+        write_canary(folder, canary or _canary(job, export.whole, torch.device("cpu")))
         remove_checkpoints(folder)
 
     if device.type == "cuda":
         if not export.whole:
             export.write()
-        canary = _canary(job, export.whole or _tensors(folder), device)
+        canary = _canary(job, export.whole, device)
     leave(export.changed, write)
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def _canary(job: SftJob, tensors: dict[str, Tensor], device: torch.device) -> list[CanaryPrompt]:
     """Of the tensors as they are in the files or will be, so that the canary speaks of what an engine reads.
 
-    Always in fp32, whatever the training's precision: an engine in fp32 is then held to a thousandth of a nat.
+    Always in fp32, whatever the training's precision: an engine in fp32 is then held to a thousandth of a nat. A model
+    that was written shard by shard has no `tensors`; it is read layer by layer, once, so one prompt has to do.
     """
+    prompts = prompt_tokens(job.model_dir, job.canary_prompts, job.system_prompt)
+    if not tensors:
+        model = streamed_model(skeleton(job.output_dir), job.output_dir, device)
+        return next_token_logprobs(model, prompts[:1], device=device)
     size = sum(tensor.numel() for tensor in tensors.values()) * torch.float32.itemsize
     on_gpu = device.type == "cuda" and size < 0.8 * torch.cuda.mem_get_info(device)[0]
     model = model_of(job.model_dir, tensors, torch.float32, device if on_gpu else torch.device("cpu"))
-    prompts = prompt_tokens(job.model_dir, job.canary_prompts, job.system_prompt)
     return next_token_logprobs(model, prompts)
