@@ -203,7 +203,7 @@ def _run_one(
 
 
 def of_lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that an exchange with another rank broke off: gloo's and NCCL's, by type or by words."""
+    """Whether an error only says that an exchange with another rank broke off: gloo's and NCCL's, by their words."""
     import torch.distributed as dist
 
     if isinstance(error, dist.DistError):
