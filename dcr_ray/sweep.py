@@ -117,7 +117,9 @@ def _run_on_ray(
         )
         return _run_with_crew(ready, cluster, resources, console, search, observer, make_crew)
     finally:
-        ray.shutdown()
+        # What Ray held back it prints now.
+        with ray_messages_in(ready.study_dir):
+            ray.shutdown()
 
 
 def _run_with_crew(

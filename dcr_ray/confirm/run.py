@@ -199,7 +199,9 @@ def _run(ready: Ready, runs: list[_Run], address: str | None, console: Any) -> s
                     pool.shutdown(wait=False, cancel_futures=True)
                     crew.close("the confirmation was stopped")
         finally:
-            ray.shutdown()
+            # What Ray held back it prints now.
+            with ray_messages_in(ready.study_dir):
+                ray.shutdown()
         if observer.fault is not None:
             raise observer.fault
         return "interrupted" if stop.interrupted else None
