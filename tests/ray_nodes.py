@@ -6,7 +6,7 @@
     groups         prints the states of all placement groups as JSON
     end
 
-It prints one line for each of them, and the address of the head first.
+It prints one line for each of them, and the address of the head first. Its own lines begin with MARK: Ray prints too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+
+MARK = "> "
+
+
+def answer(text: str) -> None:
+    print(f"{MARK}{text}", flush=True)
 
 
 def main() -> None:
@@ -26,11 +32,11 @@ def main() -> None:
     for _ in range(2):
         cluster.add_node(**small)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    print(cluster.address, flush=True)
+    answer(cluster.address)
     for line in sys.stdin:
         command = line.split()[0]
         if command == "add":
-            print(cluster.add_node(**small).node_id, flush=True)
+            answer(cluster.add_node(**small).node_id)
         elif command in ("kill", "drain"):
             node = _holding(cluster)
             if command == "kill":
@@ -43,10 +49,10 @@ def main() -> None:
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )
-            print(node.node_id, flush=True)
+            answer(node.node_id)
         elif command == "groups":
             states = [group["state"] for group in ray.util.placement_group_table().values()]
-            print(json.dumps(states), flush=True)
+            answer(json.dumps(states))
         else:
             ray.shutdown()
             cluster.shutdown()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from dcr_ray.weights.tiny import build_tiny_model
+from tests.ray_nodes import MARK
 from tests.test_sweep import SPEC
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -36,12 +37,17 @@ class Nodes:
         command = [sys.executable, "-m", "tests.ray_nodes"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
-        self.address = self.process.stdout.readline().strip()
-        assert self.address, "no Ray nodes came up"
+        self.address = self._answer()
 
     def tell(self, command: str) -> str:
         print(command, file=self.process.stdin, flush=True)
-        return self.process.stdout.readline().strip()
+        return self._answer()
+
+    def _answer(self) -> str:
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return line.removeprefix(MARK).strip()
+        raise AssertionError("the Ray nodes have ended")
 
     def end(self) -> None:
         print("end", file=self.process.stdin, flush=True)
