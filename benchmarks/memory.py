@@ -1,7 +1,7 @@
 """Memory of the training stages: the planner's figure against the peak of a process, and a rank's part of a model.
 
     python benchmarks/memory.py --model smollm2-135m-instruct      DCR at half depth, SFT with LoRA, SFT in full
-    python benchmarks/memory.py --ranks 2                          a random model of 300M parameters under ZeRO-0 and 3
+    python benchmarks/memory.py --ranks 2                          a random model of 200M parameters under ZeRO-0 and 3
 
 Each stage runs in processes of its own, in fp32, for a few steps. On a CPU the peak is the resident memory since the
 stage's beginning (VmHWM), which holds the libraries too, as the planner's workspace does; on a GPU it is what torch has
@@ -70,7 +70,9 @@ def one(stage: str, model: str, folder: str, zero: str) -> None:
     if size > 1:
         torch.set_num_threads(1)
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-        # As a model that does not fit into one file.
+        # Few tokens, so that it is the model that takes the memory; and a model that does not fit into one file.
+        global TOKENS, BATCH
+        TOKENS, BATCH = 16, 4
         export.SHARD_BYTES = 200 * 2**20
     output = Path(folder, f"{stage}-{zero}")
     output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def ranks_rows(folder: Path, ranks: int) -> list[dict[str, Any]]:
     from dcr_ray.weights.tiny import build_tiny_model
 
     model = folder / "model"
-    build_tiny_model(model, layers=20, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64)
+    build_tiny_model(model, layers=12, hidden=1024, intermediate=4096, heads=16, kv_heads=16, head_dim=64)
     size = 4 * ModelCard.from_folder(model).parameters
     print(f"a model of {size / GIB:.2f} GiB in fp32; with gradients, masters and moments 4 to 5 times as much")
     rows = []

@@ -34,7 +34,14 @@ ENGINE_WORKSPACE_BYTES: dict[str, int] = {"cuda": 3 * GIB, "cpu": int(1.2 * GIB)
 """The same for vLLM; on CPU the 2.9 GB measured for a 135M float32 engine, less its weights and 1 GiB of KV cache."""
 
 ZERO3_LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's default stage3_max_live_parameters: so many may stay gathered on every rank."""
+"""DeepSpeed's default stage3_max_live_parameters: so many may stay gathered on every rank of a large model."""
+
+
+def zero3_live_parameters(card: ModelCard, parameters: int) -> int:
+    """Parameters that may stay gathered on a rank under ZeRO-3, of a model or trunk of so many: a quarter, but two
+    layers or the embedding at least, and no more than DeepSpeed's own limit."""
+    least = max(2 * card.layer_parameters, card.embedding_parameters)
+    return min(ZERO3_LIVE_PARAMETERS, max(parameters // 4, least))
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ def _training(
     gathered = 0
     if stage == 3 and ranks > 1:
         embedding = card.embedding_parameters * item * (2 if trained >= card.embedding_parameters else 1)
-        gathered = max(embedding, item * min(parameters, ZERO3_LIVE_PARAMETERS))
+        gathered = max(embedding, item * min(parameters, zero3_live_parameters(card, parameters)))
     kept = layer_activation_bytes(card, dtype)
     recomputed = item * card.hidden_size * layers + kept
     activations = positions * (recomputed if shape.activation_checkpointing else kept * layers)

@@ -25,6 +25,9 @@ from dcr_ray.train.state import link_moments, put_state, steps_taken, trained_pa
 
 RESUME_FOLDER, META_FILE = "resume", "checkpoint.json"
 
+PIECE_BYTES = 2**29
+"""What a rank gathers before it writes."""
+
 
 @dataclass
 class Progress:
@@ -43,11 +46,16 @@ def save_checkpoint(engine: TrainingEngine, output_dir: Path, job: str, progress
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     link_moments(engine)
+    files = size = 0
     for place, (name, parameter) in enumerate(trained_parameters(engine)):
         state = whole_state(engine, parameter)
         if place % world.size == world.rank:
             tensors |= {f"{name}|{part}": tensor.to("cpu", copy=True) for part, tensor in state.items()}
-    save_file(tensors, folder / f"rank{world.rank}.safetensors")
+            size += sum(tensor.nbytes for tensor in state.values())
+        if size > PIECE_BYTES:
+            save_file(tensors, folder / f"rank{world.rank}-{files}.safetensors")
+            files, size, tensors = files + 1, 0, {}
+    save_file(tensors, folder / f"rank{world.rank}-{files}.safetensors")
     world.barrier()
     if world.rank == 0:
         meta = {"job": job, "tag": tag, "updates": steps_taken(engine), "progress": asdict(progress)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.flops import dcr_flops
+from dcr_ray.planning.memory import zero3_live_parameters
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_trunk
@@ -70,11 +71,12 @@ def run_dcr(
         peak = PeakMemory(world)
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
-        config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
+        card = ModelCard.from_folder(job.model_dir)
+        layers = card.layers
+        layer, frozen = recipe.layer(layers), recipe.frozen_layers(layers)
+        live = zero3_live_parameters(card, card.trunk_parameters(layer))
+        config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device, live)
         with clock.measure("data"):
-            card = ModelCard.from_folder(job.model_dir)
-            layers = card.layers
-            layer, frozen = recipe.layer(layers), recipe.frozen_layers(layers)
             prompts = _Prompts(job)
         with clock.measure("weights_in"), ExitStack() as opened:
             trunk, below = _trunk(job, layer, frozen, precision, config, world)

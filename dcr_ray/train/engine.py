@@ -99,13 +99,25 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def deepspeed_config(shape: Shape, precision: str, gradient_clip: float, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed configuration of a stage. Accumulation is counted by the caller, so it is 1 here."""
+def deepspeed_config(
+    shape: Shape, precision: str, gradient_clip: float, device: torch.device, live: int | None = None
+) -> dict[str, Any]:
+    """The DeepSpeed configuration of a stage. Accumulation is counted by the caller, so it is 1 here.
+
+    `live` is how many parameters may stay gathered under ZeRO-3; None leaves all buffers at DeepSpeed's defaults, which
+    are made for models of billions.
+    """
     zero: dict[str, Any] = {"stage": effective_zero_stage(shape, precision)}
     if shape.offload_optimizer and device.type != "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if shape.offload_parameters and device.type != "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    if zero["stage"] == 3 and live is not None:
+        zero |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live}
+        zero |= {
+            "stage3_prefetch_bucket_size": min(50_000_000, live // 2),
+            "reduce_bucket_size": min(500_000_000, live),
+        }
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

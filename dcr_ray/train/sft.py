@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dcr_ray.evaluate.canary import CanaryPrompt, next_token_logprobs, write_canary
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.flops import sft_flops
+from dcr_ray.planning.memory import zero3_live_parameters
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_causal_model, model_of, skeleton, stored_as
 from dcr_ray.train.checkpoint import remove_checkpoints
@@ -90,7 +91,9 @@ def run_sft(
         peak = PeakMemory(world)
         recipe, shape = job.recipe, job.shape
         precision = resolved_precision(shape.precision, world.device)
-        config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device)
+        card = ModelCard.from_folder(job.model_dir)
+        live = zero3_live_parameters(card, card.parameters)
+        config = deepspeed_config(shape, precision, recipe.gradient_clip, world.device, live)
         with clock.measure("data"):
             tokenizer = tokenizer_of(job.model_dir)
             general, safety, dropped = job_sequences(job)
@@ -149,7 +152,7 @@ def run_sft(
             "sft_answer_tokens": float(answer_tokens),
             "sft_safety_share": safety_drawn / sum(map(len, plan)),
         }
-        card, mean_length = ModelCard.from_folder(job.model_dir), sum(lengths) / len(lengths)
+        mean_length = sum(lengths) / len(lengths)
         flops = sft_flops(card, progress.tokens, answer_tokens, mean_length, recipe.lora).model
         return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
 
