@@ -21,6 +21,7 @@ from typing import Any
 
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.memory import GIB, dcr_memory, sft_memory
+from dcr_ray.pools.worker_group import RETURNED_BYTES
 from dcr_ray.recipe import ContrastiveRecipe, LoraRecipe, SftRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.jobs import DcrJob, SftJob
@@ -128,7 +129,9 @@ def run(stage: str, model: str, folder: Path, zero: int, ranks: int) -> dict[str
             command,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | ({"WORLD_SIZE": str(ranks), "RANK": str(rank)} if ranks > 1 else {}),
+            env=os.environ
+            | ({"WORLD_SIZE": str(ranks), "RANK": str(rank)} if ranks > 1 else {})
+            | (RETURNED_BYTES if zero == 3 else {}),
         )
         for rank in range(ranks)
     ]

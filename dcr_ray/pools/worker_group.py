@@ -23,6 +23,9 @@ from dcr_ray.shape import Shape
 from dcr_ray.stages import StageTask
 from dcr_ray.weights.shared_memory import offer
 
+RETURNED_BYTES = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+"""glibc's own threshold grows with what is freed, and then gathered parameters stay with the process as holes."""
+
 IDLE_SECONDS = 20.0
 """How long rank 0 waits for a stage before it lets the other ranks know that it is alive."""
 
@@ -89,7 +92,9 @@ class WorkerGroup:
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_restarts, controller_failure_limit=5),
                 # Ray gives a worker as many OpenMP threads as it has CPUs, and torch sizes its pool by that once.
                 worker_runtime_env={
-                    "env_vars": settings.environment | {"OMP_NUM_THREADS": str(settings.threads_per_rank)}
+                    "env_vars": settings.environment
+                    | {"OMP_NUM_THREADS": str(settings.threads_per_rank)}
+                    | (RETURNED_BYTES if settings.shape.zero_stage == 3 else {})
                 },
             ),
         )
