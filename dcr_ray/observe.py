@@ -42,6 +42,10 @@ class Observer:
             spec.study, spec.model_dump(mode="json"), {"dcr.model": spec.model, "dcr.fingerprint": spec.fingerprint()}
         )
         tracker.text(STUDY_UID, spec_text, "study.yaml")
+        for trial in self._trials:
+            # Its driver was killed after it had told the journal and before it had told the mirror.
+            if trial.name in tracker.left_open:
+                self._mirror_end(trial)
 
     def say(self, message: str) -> None:
         """A line for the user."""

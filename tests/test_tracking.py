@@ -259,6 +259,18 @@ def test_a_database_that_was_deleted_is_filled_again(told, tmp_path):
     assert tracker.state() == "up to date"
 
 
+def test_runs_that_a_killed_process_left_open_are_known_to_the_next(tmp_path):
+    with patient(tmp_path) as tracker:
+        assert tracker.left_open == frozenset()
+        tell_study(tracker, trials=1)
+        tracker.trial("late", "late", {}, {})
+        tracker.trial("trial-0", "trial-0", {}, {"event": "end"})
+    with open(spool_path(tmp_path), "a") as spool:
+        spool.write('{"event": "end", "uid": "la')
+    with patient(tmp_path) as tracker:
+        assert tracker.left_open == {"late", "trial-0"}
+
+
 def test_one_study_has_one_writer(tmp_path):
     spool = Spool(tmp_path)
     with pytest.raises(InputError, match="another process is running"):

@@ -125,3 +125,19 @@ def read_opening(study_dir: Path) -> Opening | None:
                 event = _parse(text)
                 newest = event if event is not None and event["event"] == "opened" else newest
     return newest and Opening(newest["lineage"], newest["experiment"], newest["destination"])
+
+
+def runs_left_open(study_dir: Path) -> frozenset[str]:
+    """Uids of the runs that were opened, or opened again, and not ended since."""
+    file = spool_path(study_dir)
+    opened: set[str] = set()
+    if file.exists():
+        with open(file, "rb") as stream:
+            for line in stream:
+                # As above; a torn line is no event.
+                if (b'"event": "run"' in line or b'"event": "end"' in line) and (event := _parse(line)) is not None:
+                    if event["event"] == "run":
+                        opened.add(event["uid"])
+                    elif event["event"] == "end":
+                        opened.discard(event["uid"])
+    return frozenset(opened)

@@ -16,7 +16,7 @@ from dcr_ray.tracking.destination import check_tracking_uri, without_password
 from dcr_ray.tracking.entries import STUDY_UID, finite_metrics, flat_params, mlflow_name, storable, text_tags
 from dcr_ray.tracking.process import SenderProcess
 from dcr_ray.tracking.sender import Assignment
-from dcr_ray.tracking.spool import Spool, read_opening
+from dcr_ray.tracking.spool import Spool, read_opening, runs_left_open
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Tracker:
         if problems := check_tracking_uri(tracking_uri):
             raise InputError(problems)
         self._study_dir = Path(study_dir).absolute()
+        self.left_open = runs_left_open(self._study_dir)
+        """Uids of runs that an earlier process opened and did not end: it may have been killed in between."""
         self._spool = Spool(self._study_dir)
         self._unwritten = 0
         self._mutex = threading.Lock()
