@@ -58,7 +58,7 @@ def test_each_packed_row_has_the_states_and_gradients_that_it_has_alone(prefix, 
     trunk.zero_grad()
     alone = torch.cat([packed_states(trunk, pack([row], 0, CPU))[prefix:] for row in batch])
     (alone * weights).sum().backward()
-    torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own, alone, rtol=1e-4, atol=5e-5)
     for name, p in trunk.named_parameters():
         if p.requires_grad:
             scale = max(p.grad.abs().max().item(), 1e-3)
