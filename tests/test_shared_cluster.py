@@ -240,11 +240,12 @@ def what_is_left(head: Head) -> dict:
         print(json.dumps({
             "groups": [g["state"] for g in table if g["state"] != "REMOVED"],
             # Ray Train leaves an actor of its own.
-            "actors": [a.class_name for a in list_actors() if a.state != "DEAD" and a.class_name[0] != "_"],
+            "actors": [a.class_name for a in list_actors(HEAD) if a.state != "DEAD" and a.class_name[0] != "_"],
             "cpus": ray.available_resources().get("CPU"),
         }))
     """
-    out, _ = in_ray(head, program).communicate(timeout=60)
+    # Other Rays may run on this machine.
+    out, _ = in_ray(head, program.replace("HEAD", repr(head.gcs))).communicate(timeout=60)
     return json.loads(out.splitlines()[-1])
 
 
