@@ -261,7 +261,7 @@ def test_a_grid_has_every_step_with_both_ends():
 
 
 def test_a_trial_costs_the_same_however_many_went_before(tmp_path):
-    trials = 2000
+    trials, window = 2000, 50
     spec = spec_with(search={"trials": trials, "concurrent": 4})
     search = Search(StudyJournal(spec, tmp_path), ahead=2)
     tally = Tally(spec.objectives)
@@ -272,13 +272,15 @@ def test_a_trial_costs_the_same_however_many_went_before(tmp_path):
         count += 1
         if count % 20 == 0:
             tally.update(search.journal.trials())
-        if count % (trials // 4) == 0:
+        if count % window == 0:
             stamps.append(time.process_time())
     search.close()
-    first, *_, last = (after - before for before, after in itertools.pairwise(stamps))
+    windows = [after - before for before, after in itertools.pairwise(stamps)]
+    # The quickest window of a quarter: collections of garbage and other threads of this process only add to the rest.
+    first, last = min(windows[:10]), min(windows[-10:])
     assert tally.ended >= trials - 20
-    assert last < 1.5 * first, "seconds of 500 trials, the last against the first"
-    assert last / (trials // 4) < 0.02
+    assert last < 1.5 * first, f"seconds of {window} trials, the last against the first"
+    assert last / window < 0.02
 
 
 def test_views_that_are_kept_are_those_that_a_new_reader_builds(tmp_path):
