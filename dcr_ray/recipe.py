@@ -5,7 +5,7 @@ It knows nothing of hardware: ranks, micro-batches and ZeRO stages belong to a S
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,6 +48,29 @@ class ContrastiveRecipe(_Frozen):
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     max_prompt_tokens: int = Field(256, ge=8, le=8192)
+    general_share: float = Field(
+        0.0, ge=0, le=4, description="general prompts in a step on top of the batch, as a share of its size; 0 is none"
+    )
+    general_as: Literal["kept_only", "own_class", "seemingly_toxic"] = Field(
+        "kept_only",
+        description="what general prompts are in the loss: only kept near the base model by `retention`, a third class, "
+        "or of one class with the seemingly toxic",
+    )
+    retention: float = Field(
+        0.0,
+        ge=0,
+        description="weight of |h - h_base|^2 / |h_base|^2 of the general prompts' states, which keeps what they mean",
+    )
+    negatives: Literal["all", "same_source"] = Field(
+        "all",
+        description="which pairs across classes are pushed apart; same_source leaves out those whose prompts come from "
+        "different files, since a model can tell such pairs apart by their source",
+    )
+    early_stop: Literal["never", "held_out_auroc", "held_out_margin"] = Field(
+        "never", description="figure of held-out prompts whose standstill ends the stage"
+    )
+    early_stop_every: int = Field(10, ge=1, description="steps between two looks at that figure")
+    early_stop_patience: int = Field(2, ge=1, description="looks in a row without a new best after which it ends")
 
     @property
     def learning_rate(self) -> float:
@@ -68,6 +91,17 @@ class ContrastiveRecipe(_Frozen):
         return self
 
     @model_validator(mode="after")
+    def _general_prompts_for_what_needs_them(self) -> ContrastiveRecipe:
+        needing = [
+            f"{name} {getattr(self, name)!r}"
+            for name, off in (("retention", 0.0), ("general_as", "kept_only"))
+            if getattr(self, name) != off
+        ]
+        if needing and not self.general_per_batch:
+            raise ValueError(f"{' and '.join(needing)} needs general prompts in the batch; set general_share above 0")
+        return self
+
+    @model_validator(mode="after")
     def _both_classes_in_a_batch(self) -> ContrastiveRecipe:
         toxic = self.toxic_per_batch
         if min(toxic, self.batch_size - toxic) < 2:
@@ -80,6 +114,19 @@ class ContrastiveRecipe(_Frozen):
     @property
     def toxic_per_batch(self) -> int:
         return round(self.batch_size * self.toxic_share)
+
+    def identity(self) -> dict[str, Any]:
+        """All fields as plain values. What is off is left out where it came later than stages that are finished: their
+        identity stays as it was."""
+        later = ("frozen_depth", "general_share", "general_as", "retention", "negatives", "early_stop")
+        off = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        if "early_stop" in off:
+            off |= {"early_stop_every", "early_stop_patience"}
+        return self.model_dump(mode="json", exclude=off)
+
+    @property
+    def general_per_batch(self) -> int:
+        return round(self.batch_size * self.general_share)
 
 
 class LoraRecipe(_Frozen):

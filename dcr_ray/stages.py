@@ -130,12 +130,21 @@ class StudyInputs:
     def _dcr(self, recipe: Recipe, trial: str) -> StageTask:
         dcr = recipe.dcr
         identity = self._training_identity(recipe) | {
-            # What is off leaves the identity as it was before there was such a thing.
-            "recipe": dcr.model_dump(mode="json", exclude=None if dcr.frozen_depth else {"frozen_depth"}),
+            "recipe": dcr.identity(),
             "seemingly_toxic": self._fingerprint("seemingly_toxic"),
             "toxic": self._fingerprint("toxic"),
             "held_out": [self._fingerprint("held_out_seemingly_toxic"), self._fingerprint("held_out_toxic")],
         }
+        general, sources = (), {}
+        if dcr.general_per_batch:
+            identity["general"] = self._fingerprint("general")
+            general = tuple(prompt for prompt, _ in self._texts_of("general"))
+        if dcr.negatives == "same_source":
+            identity["source_of"] = dict(self.data.source_of)
+            fields = ("seemingly_toxic", "toxic", "general") if general else ("seemingly_toxic", "toxic")
+            sources = {
+                name: tuple(self.data.source_of[item.source] for item in getattr(self.data, name)) for name in fields
+            }
         depth = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}"
         slug = f"{depth}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
 
@@ -151,6 +160,8 @@ class StudyInputs:
                 seed=recipe.seed,
                 output_dir=output_dir,
                 shape=self.shape,
+                general=general,
+                sources=sources,
             )
 
         return self._task("dcr", "train", slug, identity, trial, job)

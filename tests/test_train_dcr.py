@@ -249,3 +249,43 @@ def test_a_finished_stage_leaves_no_weights_in_memory(zero_stage, model_dir, tmp
     run_dcr(dcr_job(model_dir, tmp_path / "second", Shape(precision="fp32", zero_stage=zero_stage)))
     model_bytes = Path(model_dir, "model.safetensors").stat().st_size
     assert tensor_bytes() - before < 0.02 * model_bytes
+
+
+GENERAL = tuple(f"How do I write {i} programs that read a file?" for i in range(9))
+
+
+def test_retention_keeps_general_prompts_nearer_to_the_base_model(model_dir, tmp_path):
+    changes = {}
+    for weight in (1e-6, 3.0):
+        job = dcr_job(model_dir, tmp_path / str(weight), general_share=0.5, retention=weight)
+        changes[weight] = run_dcr(replace(job, general=GENERAL))["metrics"]["general_state_change"]
+    assert 0 < changes[3.0] < 0.7 * changes[1e-6]
+
+
+def test_chunks_change_nothing_with_general_prompts_and_sources(model_dir, tmp_path):
+    values = {"general_share": 0.5, "general_as": "own_class", "retention": 0.1, "negatives": "same_source"}
+    losses = []
+    for shape in (Shape(precision="fp32"), Shape(precision="fp32", micro_batch_size=3)):
+        job = dcr_job(model_dir, tmp_path / str(shape.micro_batch_size), shape, **values)
+        halves = {"seemingly_toxic": ("a", "b") * 6, "toxic": ("b", "c") * 10, "general": ("g",) * 9}
+        losses.append(run_dcr(replace(job, general=GENERAL, sources=halves))["losses"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_stage_ends_early_when_held_out_separation_stands_still_and_says_so(model_dir, tmp_path):
+    values = {"epochs": 20, "early_stop": "held_out_auroc", "early_stop_every": 2, "early_stop_patience": 2}
+    results = run_dcr(dcr_job(model_dir, tmp_path, **values))
+    assert results["steps"] < 60 and results["steps"] % 2 == 0
+    assert results["metrics"]["early_stop_step"] == results["steps"] == len(results["losses"])
+    looks = [float(look) for look in results["notes"][-1].rpartition("held_out_auroc ")[2].split(", ")]
+    assert looks[-3] == max(looks) and looks.index(max(looks)) == len(looks) - 3
+
+
+def test_what_the_options_need_is_said_at_once(model_dir, tmp_path):
+    job = dcr_job(model_dir, tmp_path, general_share=0.5, negatives="same_source", early_stop="held_out_auroc")
+    with pytest.raises(InputError) as caught:
+        run_dcr(replace(job, held_out_toxic=()))
+    assert len(caught.value.problems) == 3
+    assert {p.where for p in caught.value.problems} == {
+        "general prompts", "negatives: same_source", "early_stop: held_out_auroc"
+    }  # fmt: skip

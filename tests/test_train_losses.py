@@ -10,7 +10,7 @@ from pytorch_metric_learning import losses as library
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from dcr_ray.recipe import ContrastiveRecipe
-from dcr_ray.train.losses import LOSSES, contrastive_loss, cosines
+from dcr_ray.train.losses import LOSSES, contrastive_loss, cosines, retention_loss
 
 IS_TOXIC = torch.tensor([True, False, False, True, True, False, False])
 
@@ -150,3 +150,45 @@ def test_batch_centering_makes_the_loss_blind_to_a_common_offset():
     torch.testing.assert_close(before, after)
     before, after = (contrastive_loss(x, IS_TOXIC, plain) for x in (states(), moved))
     assert abs(before - after) > 1
+
+
+def test_same_source_negatives_are_the_loss_over_those_pairs_alone():
+    values = recipe(negatives="same_source")
+    sources = torch.tensor([0, 0, 1, 1, 0, 2, 0])
+    similarities = cosines(states(), "none")
+    gamma, m, terms = values.scale, values.margin, []
+    for i in range(7):
+        row = [(j, float(similarities[i, j])) for j in range(7) if j != i]
+        push = [s for j, s in row if IS_TOXIC[i] != IS_TOXIC[j] and sources[i] == sources[j]]
+        pull = [s for j, s in row if IS_TOXIC[i] == IS_TOXIC[j]]
+        if push:
+            n = sum(math.exp(gamma * max(0.0, s + m) * (s - m)) for s in push)
+            p = sum(math.exp(-gamma * max(0.0, 1 + m - s) * (s - 1 + m)) for s in pull)
+            terms.append(math.log(1 + n * p))
+    assert len(terms) == 6, "the prompt of source 2 has no negative and is no anchor"
+    assert contrastive_loss(states(), IS_TOXIC, values, sources).item() == pytest.approx(sum(terms) / 6, rel=1e-12)
+
+
+@pytest.mark.parametrize("pairing", ["per_anchor", "all_pairs"])
+def test_a_batch_without_any_negative_has_no_loss_and_no_gradient(pairing):
+    x = states().requires_grad_()
+    sources = torch.where(IS_TOXIC, 1, 0)
+    loss = contrastive_loss(x, IS_TOXIC, recipe(negatives="same_source", pairing=pairing), sources)
+    loss.backward()
+    assert loss.item() == 0 and not x.grad.any()
+
+
+def test_a_third_class_is_pushed_away_from_both_others():
+    classes = torch.tensor([1, 0, 0, 1, 2, 2, 0])
+    x = states().requires_grad_()
+    before = contrastive_loss(x, classes, recipe())
+    (gradient,) = torch.autograd.grad(before, x)
+    assert contrastive_loss(x.detach() - 1e-3 * gradient, classes, recipe()) < before
+    assert not torch.allclose(before, contrastive_loss(x, (classes == 1).long(), recipe()))
+
+
+def test_retention_is_the_squared_distance_in_units_of_the_base_states_length():
+    base = states(1)
+    assert retention_loss(base, base).item() == 0
+    assert retention_loss(1.1 * base, base).item() == pytest.approx(0.01)
+    assert torch.autograd.gradcheck(lambda x: retention_loss(x, base), (states().requires_grad_(),))

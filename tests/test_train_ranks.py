@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ from dcr_ray.train.dcr import run_dcr
 from dcr_ray.train.jobs import DcrJob, SftJob, StageStopped
 from dcr_ray.train.run import run_training_stage
 from dcr_ray.train.sft import run_sft
-from tests.train_models import broken_model, dcr_job, sft_job, tiny_model
+from tests.train_models import GENERAL, broken_model, dcr_job, sft_job, tiny_model
 
 CUT_BY_TWO = (("dcr", 2), ("sft", 3), ("lora", 3))
 CUT_BY_ONE = (("sft", 2), ("dcr", 3))
-RUNS = (("dcr", 2), ("dcr", 3), ("sft", 3), ("lora", 3))
+RUNS = (("dcr", 2), ("dcr", 3), ("dcr-kept", 3), ("sft", 3), ("lora", 3))
+
+KEPT = {"general_share": 0.4, "retention": 0.5, "negatives": "same_source", "early_stop": "held_out_margin",
+        "early_stop_every": 2, "early_stop_patience": 1}  # fmt: skip
 
 
 def shape(zero_stage: int) -> Shape:
@@ -33,9 +37,15 @@ def jobs(model_dir: str, folder: Path, zero_stage: int) -> dict:
     # Neither 7 nor 5 divides by two ranks, so there are fillers.
     return {
         "dcr": dcr_job(model_dir, folder / "dcr", shape(zero_stage), batch_size=7),
+        "dcr-kept": with_general_prompts(dcr_job(model_dir, folder / "dcr-kept", shape(zero_stage), **KEPT)),
         "sft": sft_job(model_dir, folder / "sft", shape(zero_stage), safety_share=0.3),
         "lora": sft_job(model_dir, folder / "lora", shape(zero_stage), lora=LoraRecipe(rank=2), learning_rate=1e-2),
     }
+
+
+def with_general_prompts(job: DcrJob) -> DcrJob:
+    sources = {"seemingly_toxic": ("a", "b") * 6, "toxic": ("b", "a") * 10, "general": ("c",) * 5}
+    return replace(job, general=tuple(prompt for prompt, _ in GENERAL[:5]), sources=sources)
 
 
 def stop_after_one_step(job: DcrJob | SftJob) -> None:
@@ -111,7 +121,7 @@ def assert_same(results: dict, into: Path, name: str, runs: tuple[Path, dict, di
     folder, alone, _ = runs
     assert results["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5)
     assert results["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-3, abs=1e-4)
-    file = "trunk.safetensors" if name == "dcr" else "model.safetensors"
+    file = "trunk.safetensors" if name.startswith("dcr") else "model.safetensors"
     expected, weights = load_file(folder / "alone" / name / file), load_file(into / name / file)
     assert weights.keys() == expected.keys()
     for key in expected:

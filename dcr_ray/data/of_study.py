@@ -8,7 +8,8 @@ from search before test. Every drop is in the ledger.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dcr_ray.data.dataset import DataSet
@@ -44,6 +45,8 @@ class StudyData:
     in_distribution: frozenset[str] = frozenset()
     """Names of the evaluated sets whose file the study also trains on."""
     dropped: tuple[Dropped, ...] = ()
+    source_of: Mapping[str, str] = field(default_factory=dict)
+    """For each set that is trained on, the name of the first set from the same file: where its prompts come from."""
 
 
 class Chosen(NamedTuple):
@@ -69,6 +72,7 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
             data_set.name for field in EVALUATED for data_set, _ in chosen[field] if data_set.file in trained_on
         ),
         dropped=tuple(dropped),
+        source_of=_source_of(chosen),
     )
 
 
@@ -152,6 +156,12 @@ def _trained_files(chosen: dict[str, list[Chosen]]) -> set[str]:
     """The files that the study trains on. A set that it evaluates on is in distribution where its file is one of them:
     XSTest's safe prompts share their families with its unsafe ones."""
     return {data_set.file for field in TRAINED for data_set, _ in chosen[field]}
+
+
+def _source_of(chosen: dict[str, list[Chosen]]) -> dict[str, str]:
+    trained = sorted({(data_set.name, data_set.file) for field in TRAINED for data_set, _ in chosen[field]})
+    first: dict[str, str] = {}
+    return {name: first.setdefault(file, name) for name, file in trained}
 
 
 def _path(field: str) -> str:

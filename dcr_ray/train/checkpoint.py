@@ -31,12 +31,16 @@ PIECE_BYTES = 2**29
 
 @dataclass
 class Progress:
-    """How far a stage has come: what its results are made of, up to `step` finished steps."""
+    """How far a stage has come: what its results are made of, up to `step` finished steps.
+
+    `looks` are the figures by which a stage may end early, in their order.
+    """
 
     step: int = 0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    looks: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(engine: TrainingEngine, output_dir: Path, job: str, progress: Progress) -> None:

@@ -23,7 +23,7 @@ from dcr_ray.planning.memory import zero3_live_parameters
 from dcr_ray.recipe import ContrastiveRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_trunk
-from dcr_ray.train.checkpoint import remove_checkpoints
+from dcr_ray.train.checkpoint import Progress, remove_checkpoints
 from dcr_ray.train.chunks import Chunk, divide
 from dcr_ray.train.clock import Clock
 from dcr_ray.train.engine import (
@@ -36,7 +36,7 @@ from dcr_ray.train.frozen import FrozenLayers, without_frozen_layers
 from dcr_ray.train.jobs import DcrJob, Report, job_digest
 from dcr_ray.train.loading import load_divided_trunk
 from dcr_ray.train.loop import results, run_steps
-from dcr_ray.train.losses import contrastive_loss
+from dcr_ray.train.losses import contrastive_loss, retention_loss
 from dcr_ray.train.packing import Packed, pack, shared_prefix
 from dcr_ray.train.peak import PeakMemory
 from dcr_ray.train.precision import DTYPES, resolved_precision
@@ -88,10 +88,11 @@ def run_dcr(
             )
             trained = opened.pop_all()
         with trained:
-            sampler = BalancedSampler(len(job.seemingly_toxic), len(job.toxic), recipe, job.seed)
+            sampler = BalancedSampler(len(job.seemingly_toxic), len(job.toxic), recipe, job.seed, len(job.general))
             step = _Step(engine, prompts, sampler, recipe, shape, below)
             with clock.measure("figures"):
                 metrics = _figures(step, _base_states(step, job, layer, frozen, precision), "base_")
+                step.keep_general_states()
             progress = run_steps(
                 engine,
                 step,
@@ -104,15 +105,21 @@ def run_dcr(
                 clock=clock,
                 report=report,
                 should_stop=should_stop,
+                enough=_standstill(step, clock),
             )
             with clock.measure("figures"):
                 metrics |= _figures(step, step.states(prompts.measured), "")
+                metrics |= step.retained()
             with clock.measure("export"):
                 write_trunk(engine, trunk, layer, layers, Path(job.output_dir))
             if world.rank == 0:
                 remove_checkpoints(Path(job.output_dir))
         del module, trunk, step
         notes = [f"computed in {precision} at layer {layer} of {layers}"]
+        if progress.step < sampler.steps:
+            looks = ", ".join(f"{look:.3f}" for look in progress.looks)
+            notes.append(f"stopped early after step {progress.step} of {sampler.steps}: {recipe.early_stop} {looks}")
+            metrics["early_stop_step"] = float(progress.step)
         flops = dcr_flops(card, layer, progress.tokens, prompts.mean_length, frozen=frozen).model
         return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
 
@@ -129,7 +136,9 @@ class _Prompts:
         def ids(texts: tuple[str, ...]) -> list[list[int]]:
             return [ids[-limit:] for ids in prompt_tokens(job.model_dir, texts, job.system_prompt)]
 
-        self.seemingly_toxic, self.toxic = ids(job.seemingly_toxic), ids(job.toxic)
+        self.seemingly_toxic, self.toxic, self.general = ids(job.seemingly_toxic), ids(job.toxic), ids(job.general)
+        names = sorted({name for each in job.sources.values() for name in each})
+        self.sources = {key: [names.index(name) for name in each] for key, each in job.sources.items()}
         held_out = (ids(job.held_out_seemingly_toxic), ids(job.held_out_toxic))
         self.parts = [_spread(part) for part in (self.seemingly_toxic, self.toxic, *held_out)]
 
@@ -177,15 +186,50 @@ class _Step:
         self.engine, self.prompts, self.sampler, self.recipe = engine, prompts, sampler, recipe
         self.micro = shape.micro_batch_size
         self.below = below
+        self.base_of_general: dict[int, Tensor] = {}
+
+    def keep_general_states(self) -> None:
+        """The base model's states of all general prompts that will be drawn, before the first step changes it."""
+        if self.recipe.retention:
+            drawn = sorted({number for step in range(self.sampler.steps) for number in self.sampler.general(step)})
+            self.base_of_general = dict(zip(drawn, self.states([self.prompts.general[i] for i in drawn]), strict=True))
+
+    def retained(self) -> dict[str, float]:
+        """How far the general prompts' states lie from the base model's now, where that is held down."""
+        if not self.base_of_general:
+            return {}
+        numbers = _spread(list(self.base_of_general))
+        base = torch.stack([self.base_of_general[i] for i in numbers])
+        now = self.states([self.prompts.general[i] for i in numbers])
+        return {"general_state_change": retention_loss(now, base).item()}
 
     def __call__(self, step: int) -> tuple[float, int]:
+        prompts, device = self.prompts, self.engine.world.device
         seemingly, toxic = self.sampler.batch(step)
-        rows = [self.prompts.seemingly_toxic[i] for i in seemingly] + [self.prompts.toxic[i] for i in toxic]
-        is_toxic = torch.tensor([False] * len(seemingly) + [True] * len(toxic), device=self.engine.world.device)
-        loss = self.loss_and_backward(rows, is_toxic)
-        return loss, sum(map(len, rows))
+        general = self.sampler.general(step)
+        contrasted_general = general if self.recipe.general_as != "kept_only" else []
+        rows = [prompts.seemingly_toxic[i] for i in seemingly] + [prompts.toxic[i] for i in toxic]
+        rows += [prompts.general[i] for i in general]
+        classes = [0] * len(seemingly) + [1] * len(toxic)
+        classes += [2 if self.recipe.general_as == "own_class" else 0] * len(contrasted_general)
+        sources = None
+        if self.recipe.negatives == "same_source":
+            known = prompts.sources
+            sources = [known["seemingly_toxic"][i] for i in seemingly] + [known["toxic"][i] for i in toxic]
+            sources = torch.tensor(sources + [known["general"][i] for i in contrasted_general], device=device)
+        base = torch.stack([self.base_of_general[i] for i in general]).to(device) if self.base_of_general else None
+        class_of = torch.tensor(classes, device=device)
 
-    def loss_and_backward(self, rows: list[list[int]], is_toxic: Tensor) -> float:
+        def loss_of(states: Tensor) -> Tensor:
+            loss = contrastive_loss(states[: len(classes)], class_of, self.recipe, sources)
+            if base is not None:
+                loss = loss + self.recipe.retention * retention_loss(states[-len(general) :], base)
+            return loss
+
+        return self.loss_and_backward(rows, loss_of), sum(map(len, rows))
+
+    def loss_and_backward(self, rows: list[list[int]], loss_of: Callable[[Tensor], Tensor]) -> float:
+        """`loss_of` takes the states [n, width] of all rows, whoever computed them."""
         engine, world = self.engine, self.engine.world
         chunks = divide([len(row) for row in rows], world.size, self.micro)
         at_once = self.micro is None or len(chunks) == 1
@@ -195,7 +239,7 @@ class _Step:
             with torch.no_grad():
                 local = torch.cat([engine(self._inputs(rows, [chunk])) for chunk in chunks])
         states = _in_batch_order(world.all_gather(local), chunks, len(rows)).requires_grad_()
-        loss = contrastive_loss(states, is_toxic, self.recipe)
+        loss = loss_of(states)
         (gradient,) = torch.autograd.grad(loss, states)
         if at_once:
             engine.backward((local * _of_rank(gradient, chunks, world.rank)).sum(), last=True)
@@ -273,6 +317,22 @@ def _figures(step: _Step, states: Tensor, prefix: str) -> dict[str, float]:
     return held_out_figures((split[0], split[1]), (split[2], split[3]), step.recipe.centering, toxic_share, prefix)
 
 
+def _standstill(step: _Step, clock: Clock) -> Callable[[Progress], bool]:
+    """Whether the recipe's held-out figure has stood still for as many looks as it waits. The weights stay as they are
+    then, some steps beyond the best look."""
+    recipe = step.recipe
+
+    def enough(progress: Progress) -> bool:
+        if recipe.early_stop == "never" or progress.step % recipe.early_stop_every:
+            return False
+        with clock.measure("figures"):
+            progress.looks.append(_figures(step, step.states(step.prompts.measured), "")[recipe.early_stop])
+        best = max(range(len(progress.looks)), key=progress.looks.__getitem__)
+        return len(progress.looks) - 1 - best >= recipe.early_stop_patience
+
+    return enough
+
+
 def _spread(items: Sequence[Any]) -> list[Any]:
     """At most FIGURE_PROMPTS of the items, evenly spread over them, since sources tend to stand one after another."""
     if len(items) <= FIGURE_PROMPTS:
@@ -281,10 +341,22 @@ def _spread(items: Sequence[Any]) -> list[Any]:
 
 
 def _check(job: DcrJob) -> None:
+    recipe = job.recipe
     problems = [
         Problem(f"{name} training prompts", str(len(prompts)), "2 or more, since pairs within a class are needed")
         for name, prompts in (("seemingly toxic", job.seemingly_toxic), ("toxic", job.toxic))
         if len(prompts) < 2
     ]
+    if recipe.general_per_batch and len(job.general) < 2:
+        problems.append(Problem("general prompts", str(len(job.general)), "2 or more, as general_share asks for them"))
+    if recipe.negatives == "same_source":
+        shared = set(job.sources.get("seemingly_toxic", ())) & set(job.sources.get("toxic", ()))
+        if not shared:
+            found = "no file with prompts of both classes"
+            fix = "Train on both halves of one set, such as xstest-safe and xstest-unsafe, or use negatives: all."
+            problems.append(Problem("negatives: same_source", found, "one such file or more", fix))
+    if recipe.early_stop != "never" and min(len(job.held_out_seemingly_toxic), len(job.held_out_toxic)) < 2:
+        found = f"{len(job.held_out_seemingly_toxic)} and {len(job.held_out_toxic)} held-out prompts of the two classes"
+        problems.append(Problem(f"early_stop: {recipe.early_stop}", found, "2 or more of each class"))
     if problems:
         raise InputError(problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dcr_ray.errors import DcrError
@@ -31,7 +31,11 @@ class StageStopped(DcrError):
 
 @dataclass(frozen=True)
 class DcrJob:
-    """Contrastive refinement of layers 1..l of the model in `model_dir`. All prompts are plain user turns."""
+    """Contrastive refinement of layers 1..l of the model in `model_dir`. All prompts are plain user turns.
+
+    `general` are those that the recipe's retention and third class are about. `sources` names the file of every prompt,
+    for each class that is contrasted; only same_source negatives read it.
+    """
 
     model_dir: str
     seemingly_toxic: tuple[str, ...]
@@ -43,6 +47,8 @@ class DcrJob:
     seed: int
     output_dir: str
     shape: Shape = Shape()
+    general: tuple[str, ...] = ()
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,5 +70,5 @@ class SftJob:
 def job_digest(job: DcrJob | SftJob) -> str:
     """SHA-256 over all that decides the numbers of a job: not where it writes, nor how often it saves."""
     skipped = {"output_dir", "shape"}
-    parts = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in skipped}
+    parts = {each.name: getattr(job, each.name) for each in fields(job) if each.name not in skipped}
     return digest({"job": type(job).__name__, **parts, "precision": job.shape.precision})

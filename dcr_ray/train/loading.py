@@ -100,7 +100,9 @@ def _made_divided(
 
     deepspeed = import_deepspeed(device)
     register_attention()
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+    # Without a dtype of its own Init takes the config's. One that it is given it ignores on processors without fp16
+    # instructions, and makes bf16 of it (DeepSpeed 0.19.8).
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config):
         model = auto.from_config(model_config, attn_implementation=ATTENTION, dtype=dtype)
     model.tie_weights()
     return model

@@ -37,8 +37,11 @@ def run_steps(
     clock: Clock,
     report: Report,
     should_stop: Callable[[], bool],
+    enough: Callable[[Progress], bool] = lambda _: False,
 ) -> Progress:
     """Run all steps, or those that a checkpoint of the same job has left. `should_stop` is asked on rank 0.
+
+    `enough` is asked on every rank after every step, and may end the stage early: all of them must say the same.
 
     Raises StageFailed("diverged") on all ranks together where a loss or gradient is not finite, and StageStopped
     after a checkpoint where `should_stop` says so.
@@ -68,6 +71,8 @@ def run_steps(
             stop = should_stop()
         due = time.monotonic() - saved >= shape.checkpoint_seconds
         stop, due = world.from_rank_0((stop, due))
+        if enough(progress):
+            break
         if step + 1 < steps and (stop or due):
             with clock.measure("checkpoint"):
                 progress.seconds = clock.read()

@@ -1,7 +1,8 @@
-"""Contrastive losses over pooled states of seemingly toxic and toxic prompts: pure functions, in fp32 or above.
+"""Contrastive losses over pooled states of prompts of two or three classes: pure functions, in fp32 or above.
 
-Prompts of the same class are positives of each other, prompts of the other class negatives. Circle loss: Sun et al.,
-arXiv 2002.10857; its use between the two kinds of prompts: DCR, arXiv 2603.03323.
+Prompts of the same class are positives of each other, prompts of the other classes negatives. Circle loss: Sun et al.,
+arXiv 2002.10857; its use between seemingly toxic and toxic prompts: DCR, arXiv 2603.03323. Retention and same-source
+negatives are additions of ours.
 """
 
 from __future__ import annotations
@@ -17,15 +18,35 @@ from dcr_ray.recipe import ContrastiveRecipe
 Terms = Callable[[Tensor, Tensor, Tensor, ContrastiveRecipe], Tensor]
 
 
-def contrastive_loss(states: Tensor, is_toxic: Tensor, recipe: ContrastiveRecipe) -> Tensor:
-    """The recipe's loss, a scalar, for states [n, width] and is_toxic [n] of the whole batch.
+def contrastive_loss(
+    states: Tensor, classes: Tensor, recipe: ContrastiveRecipe, sources: Tensor | None = None
+) -> Tensor:
+    """The recipe's loss, a scalar, for states [n, width] and classes [n] of the whole batch.
 
-    States are centred as the recipe says and compared by cosine. Each class needs two prompts.
+    States are centred as the recipe says and compared by cosine. Each class needs two prompts. Under the recipe's
+    same_source negatives, `sources` [n] says where each prompt comes from; a prompt that is left without any negative
+    is no anchor, and 0 is the loss of a batch without one.
     """
     similarities = cosines(states, recipe.centering)
-    same = is_toxic[:, None] == is_toxic[None, :]
+    same = classes[:, None] == classes[None, :]
     itself = torch.eye(len(states), dtype=torch.bool, device=states.device)
-    return LOSSES[recipe.loss](similarities, same & ~itself, ~same, recipe)
+    positive, negative = same & ~itself, ~same
+    if recipe.negatives == "same_source":
+        negative &= sources[:, None] == sources[None, :]
+    anchors = positive.any(1) & negative.any(1)
+    if not anchors.any():
+        return 0.0 * similarities.sum()
+    over_pairs = recipe.loss == "circle" and recipe.pairing == "all_pairs"
+    if not anchors.all() and not over_pairs:
+        similarities, positive, negative = similarities[anchors], positive[anchors], negative[anchors]
+    return LOSSES[recipe.loss](similarities, positive, negative, recipe)
+
+
+def retention_loss(states: Tensor, base_states: Tensor) -> Tensor:
+    """Mean over prompts of |h - h_base|^2 / |h_base|^2, for states [n, width] and the base model's: how far general
+    prompts have moved, in units of their own length."""
+    base = base_states.to(states.dtype)
+    return ((states - base).square().sum(1) / base.square().sum(1)).mean()
 
 
 def cosines(states: Tensor, centering: str) -> Tensor:

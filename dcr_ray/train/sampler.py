@@ -8,7 +8,7 @@ import numpy as np
 
 from dcr_ray.recipe import ContrastiveRecipe
 
-_SEEMINGLY_TOXIC, _TOXIC = 0, 1
+_SEEMINGLY_TOXIC, _TOXIC, _GENERAL = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class BalancedSampler:
     toxic_count: int
     recipe: ContrastiveRecipe
     seed: int
+    general_count: int = 0
 
     @property
     def seemingly_toxic_per_batch(self) -> int:
@@ -33,6 +34,10 @@ class BalancedSampler:
     @property
     def toxic_per_batch(self) -> int:
         return min(self.recipe.toxic_per_batch, self.toxic_count)
+
+    @property
+    def general_per_batch(self) -> int:
+        return min(self.recipe.general_per_batch, self.general_count)
 
     @property
     def steps(self) -> int:
@@ -45,6 +50,12 @@ class BalancedSampler:
             self._deal(_SEEMINGLY_TOXIC, self.seemingly_toxic_count, self.seemingly_toxic_per_batch, step),
             self._deal(_TOXIC, self.toxic_count, self.toxic_per_batch, step),
         )
+
+    def general(self, step: int) -> list[int]:
+        """The numbers of the general prompts that go with a step's batch."""
+        if not self.general_per_batch:
+            return []
+        return self._deal(_GENERAL, self.general_count, self.general_per_batch, step)
 
     def _deal(self, kind: int, count: int, size: int, step: int) -> list[int]:
         shuffle, place = divmod(step, count // size)
