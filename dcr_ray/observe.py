@@ -52,7 +52,7 @@ class Observer:
         self._messages.append(message)
 
     def trial_started(self, name: str, recipe: Recipe) -> None:
-        role = "search" if recipe.dcr else "baseline"
+        role = "baseline" if name == BASELINE_NAME else "search"
         params = {"trial": name, "role": role, **recipe.model_dump(mode="json", exclude_none=True)}
         self._tracker.trial(name, name, params, {"dcr.state": "running", "dcr.role": role})
         self._changed.set()

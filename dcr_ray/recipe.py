@@ -53,8 +53,8 @@ class ContrastiveRecipe(_Frozen):
     )
     general_as: Literal["kept_only", "own_class", "seemingly_toxic"] = Field(
         "kept_only",
-        description="what general prompts are in the loss: only kept near the base model by `retention`, a third class, "
-        "or of one class with the seemingly toxic",
+        description="what general prompts are in the loss: only kept near the base model by `retention`, a third "
+        "class, or of one class with the seemingly toxic",
     )
     retention: float = Field(
         0.0,
@@ -158,10 +158,119 @@ class SftRecipe(_Frozen):
     gradient_clip: float = Field(1.0, gt=0)
 
 
-class Recipe(_Frozen):
-    """One full set of hyper-parameters. Without `dcr` it is the STL baseline: safety SFT alone."""
+class AugmentRecipe(_Frozen):
+    """STL-aug: seemingly toxic prompts with helpful answers join the SFT mix (arXiv 2309.07875, section 5)."""
 
+    pairs: int | None = Field(None, ge=1, description="how many of `data.train.augment`; none takes all")
+
+
+class SurgicalRecipe(_Frozen):
+    """Surgical (arXiv 2410.03415): the direction of false refusal, without its part along the true one, is taken out of
+    the weights. Defaults are the published ones but for `fewest_refused`, which is ours."""
+
+    orthogonality: float = Field(
+        1.0, ge=0, le=1, description="lambda: share of the true refusal direction that is left standing"
+    )
+    prompts: int = Field(128, ge=4, description="most prompts of a kind that the directions are means of")
+    validation_prompts: int = Field(32, ge=4, description="prompts of a kind by which layer and position are chosen")
+    kl_bound: float = Field(0.2, gt=0, description="most that harmless prompts' first token may change, in nats")
+    deepest: float = Field(0.8, gt=0, le=1, description="layers from this share of the depth on are no candidates")
+    layer_step: int = Field(1, ge=1, description="every so many layers is a candidate")
+    positions: int | None = Field(None, ge=1, description="last so many template tokens; none takes all of them")
+    fewest_refused: int = Field(8, ge=2, description="really refused prompts of each refused kind that are needed")
+
+
+class ScansRecipe(_Frozen):
+    """SCANS (arXiv 2408.11491): steering at inference by a harmfulness test on hidden states. Anchors are the study's
+    toxic and general prompts instead of AdvBench's and TruthfulQA's; decoding is the study's, without the published
+    repetition penalty. Layers are relative: published are 10 to 19 of 32."""
+
+    anchors: int = Field(64, ge=4, description="most prompts of each kind")
+    strength: float = Field(3.5, gt=0, description="alpha; 3.5 is published for Llama 2, 4 for Vicuna")
+    strength_in: Literal["absolute", "residual_norm"] = Field(
+        "absolute", description="what alpha is measured in: 1, or the mean length of the layer's states"
+    )
+    threshold: float | None = Field(
+        0.75, ge=-1, le=1, description="T, from .6 to .75 by test set in the paper; none sets it between the anchors"
+    )
+    first_depth: float = Field(10 / 32, ge=0, lt=1, description="share of the layers below the first steered one")
+    last_depth: float = Field(20 / 32, gt=0, le=1, description="share of the layers below the first one not steered")
+    affirmative: str = Field(" Sure", min_length=1, description="beginning of an answer that the test appends")
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> ScansRecipe:
+        if self.first_depth >= self.last_depth:
+            raise ValueError(f"first_depth {self.first_depth} leaves no layer below last_depth {self.last_depth}")
+        return self
+
+    def layers(self, layer_count: int) -> range:
+        """The steered layers, counted from 0."""
+        first = min(layer_count - 1, round(self.first_depth * layer_count))
+        return range(first, max(first + 1, round(self.last_depth * layer_count)))
+
+
+class ActorRecipe(_Frozen):
+    """ACTOR (arXiv 2507.04250): one layer is fine-tuned towards each prompt's own activation, moved along the refusal
+    direction by a multiple of its projection. The paper's alpha and learning rate are not known to us."""
+
+    layer_depth: float | None = Field(None, gt=0, le=1, description="l/L; none takes the layer of the best silhouette")
+    alpha: float = Field(0.5, gt=0, description="share of the projection that is added or taken away")
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    epochs: int = Field(3, ge=1, le=100, description="the direction is computed anew before each")
+    batch_size: int = Field(16, ge=1, le=4096)
+    prompts: int = Field(128, ge=4, description="most prompts of a kind")
+
+
+MethodName = Literal["stl", "stl-aug", "surgical", "scans", "actor", "dcr"]
+
+SECTION_OF_METHOD: dict[str, str] = {
+    "stl-aug": "augment",
+    "surgical": "surgical",
+    "scans": "scans",
+    "actor": "actor",
+    "dcr": "dcr",
+}
+"""The section of a recipe that belongs to a method alone."""
+
+METHOD_SECTIONS: dict[str, type[BaseModel]] = {
+    "dcr": ContrastiveRecipe,
+    "augment": AugmentRecipe,
+    "surgical": SurgicalRecipe,
+    "scans": ScansRecipe,
+    "actor": ActorRecipe,
+}
+
+
+class Recipe(_Frozen):
+    """One full set of hyper-parameters. The method is what is done besides the ordinary safety SFT.
+
+    `stl` is the SFT alone, the baseline. A section of another method is dropped, so that two recipes that do the same
+    are the same; `dcr: null` says `method: stl`.
+    """
+
+    method: MethodName = Field("dcr", description="what is done besides safety SFT")
     dcr: ContrastiveRecipe | None = Field(default_factory=ContrastiveRecipe)
     sft: SftRecipe = Field(default_factory=SftRecipe)
+    augment: AugmentRecipe | None = Field(default_factory=AugmentRecipe)
+    surgical: SurgicalRecipe | None = Field(default_factory=SurgicalRecipe)
+    scans: ScansRecipe | None = Field(default_factory=ScansRecipe)
+    actor: ActorRecipe | None = Field(default_factory=ActorRecipe)
     system_prompt: str | None = Field(None, description="none keeps the chat template's own default")
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _only_the_methods_own_section(self) -> Recipe:
+        own = SECTION_OF_METHOD.get(self.method)
+        if own is not None and getattr(self, own) is None:
+            if own != "dcr":
+                raise ValueError(f"method {self.method} needs its section `{own}`")
+            object.__setattr__(self, "method", "stl")
+        for section in SECTION_OF_METHOD.values():
+            if section != own:
+                object.__setattr__(self, section, None)
+        return self
+
+    @property
+    def edit(self) -> SurgicalRecipe | ScansRecipe | ActorRecipe | None:
+        """What is done to the model after SFT, if anything is."""
+        return self.surgical or self.scans or self.actor

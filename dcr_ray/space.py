@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcr_ray.errors import Problem, nearest_name
-from dcr_ray.recipe import ContrastiveRecipe, LoraRecipe, Recipe, SftRecipe
+from dcr_ray.recipe import METHOD_SECTIONS, SECTION_OF_METHOD, LoraRecipe, Recipe, SftRecipe
 
 Value = float | int | str | bool
 
@@ -116,9 +116,10 @@ def recipe_paths() -> list[str]:
     def leaves(prefix: str, model: type[BaseModel]) -> Iterator[str]:
         yield from (prefix + name for name in model.model_fields)
 
-    top = [name for name in Recipe.model_fields if name not in ("dcr", "sft", "seed")]
+    top = [name for name in Recipe.model_fields if name not in ("sft", "seed", *SECTION_OF_METHOD.values())]
     sft = [path for path in leaves("sft.", SftRecipe) if path != "sft.lora"]
-    return [*leaves("dcr.", ContrastiveRecipe), *sft, *leaves("sft.lora.", LoraRecipe), *top]
+    own = [path for section, model in METHOD_SECTIONS.items() for path in leaves(f"{section}.", model)]
+    return [*own, *sft, *leaves("sft.lora.", LoraRecipe), *top]
 
 
 def space_problems(space: Space, base: dict[str, Any]) -> list[Problem]:
@@ -144,7 +145,23 @@ def space_problems(space: Space, base: dict[str, Any]) -> list[Problem]:
             elif strangers := [value for value in values if value not in seen[other].choices]:
                 problems.append(Problem(condition, f"{strangers}", f"some of {list(seen[other].choices)}"))
         seen[path] = dimension
-    return problems
+    return problems + _idle_coordinates(seen, base)
+
+
+def _idle_coordinates(space: Space, base: dict[str, Any]) -> list[Problem]:
+    """Coordinates of methods that no trial has."""
+    methods = space["method"].choices if "method" in space else (base.get("method", "dcr"),)
+    used = {SECTION_OF_METHOD.get(str(method)) for method in methods or ()}
+    return [
+        Problem(
+            f"space.{path}",
+            f"a coordinate of `{section}`, which no trial uses",
+            f"coordinates of {', '.join(map(str, methods or ()))}",
+            "Search `method` too, or leave the coordinate out.",
+        )
+        for path in space
+        if (section := path.split(".")[0]) in METHOD_SECTIONS and section not in used
+    ]
 
 
 def _recipe_messages(values: dict[str, Any], path: str) -> list[str]:

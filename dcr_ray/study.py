@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dcr_ray.errors import InputError, Problem, nearest_name
 from dcr_ray.fingerprint import digest
 from dcr_ray.judge_spec import JudgeSpec, StringSpec, with_bare_names
-from dcr_ray.recipe import Recipe
+from dcr_ray.recipe import MethodName, Recipe
 from dcr_ray.shape import Shape
 from dcr_ray.space import Dimension, Space, grid_points, recipe_paths, space_problems, with_values
 
@@ -72,6 +72,9 @@ class TrainData(_Sets):
     toxic: tuple[SetChoice, ...] = Field(description="harmful prompts, for the DCR stage")
     general: tuple[SetChoice, ...] = Field(description="instructions with good answers, for SFT")
     safety: tuple[SetChoice, ...] = Field(description="harmful prompts with refusals, for SFT")
+    augment: tuple[SetChoice, ...] = Field(
+        (), description="seemingly toxic prompts with helpful answers, for the method stl-aug"
+    )
 
 
 class EvaluationData(_Sets):
@@ -250,7 +253,17 @@ class StudySpec(_Section):
 
     def baseline_recipe(self) -> Recipe:
         """Safety SFT alone, with the SFT settings that are not searched."""
-        return self.base_recipe().model_copy(update={"dcr": None})
+        return self.recipe_of("stl")
+
+    def recipe_of(self, method: MethodName) -> Recipe:
+        """The recipe of a method with none of its searched coordinates set."""
+        return Recipe.model_validate(self.recipe | {"method": method})
+
+    @property
+    def methods(self) -> tuple[MethodName, ...]:
+        """The methods that trials may have, besides the STL baseline."""
+        searched = self.dimensions.get("method")
+        return tuple(searched.choices) if searched else (self.base_recipe().method,)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same study. Trial budget, hardware and folders may change between runs."""
@@ -267,6 +280,8 @@ class StudySpec(_Section):
                 for told in ("columns", "only", "polarity"):
                     if not choice[told]:
                         del choice[told]
+        if not data["train"]["augment"]:
+            del data["train"]["augment"]
         identity["data"] = data
         if self.judges[0] != StringSpec():
             identity["judge"] = plain["judges"][0]
@@ -342,6 +357,8 @@ def parse_study(raw: dict[str, Any]) -> StudySpec:
         problems += space_errors + space_problems(space, recipe if isinstance(recipe, dict) else {})
         problems += _sampler_problems(space, raw)
     problems += _metric_problems(raw)
+    if spec is not None and not problems:
+        problems += _method_problems(spec)
     if spec is not None and spec.evaluation.stop_when_decided:
         problems += [
             Problem(
@@ -356,6 +373,24 @@ def parse_study(raw: dict[str, Any]) -> StudySpec:
     if problems:
         raise InputError(problems)
     return spec
+
+
+def _method_problems(spec: StudySpec) -> list[Problem]:
+    """Methods that this study cannot run for want of data, or for how it is served."""
+    problems = []
+    if "stl-aug" in spec.methods and not spec.data.train.augment:
+        fix = "Name a set of pairs there, such as answers of another model to the prompts of xstest-safe."
+        problems.append(
+            Problem("data.train.augment", "nothing, and the method stl-aug", "prompts with helpful answers", fix)
+        )
+    if "scans" in spec.methods and spec.resources.tensor_parallel > 1:
+        found = f"{spec.resources.tensor_parallel}, and the method scans, which steers hidden states as it generates"
+        fix = "Run scans in a study of its own on an engine of one GPU, with evaluation.engine: transformers."
+        problems.append(Problem("resources.tensor_parallel", found, "1", fix))
+    if "scans" in spec.methods and spec.evaluation.stop_when_decided:
+        found = "true, and the method scans"
+        problems.append(Problem("evaluation.stop_when_decided", found, "false", "All methods are to be judged alike."))
+    return problems
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Problem]:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from dcr_ray.recipe import Recipe
 from dcr_ray.time_ledger import unaccounted
 
+BASELINE_NAME = "stl"
+"""The trial without a method, which every study asks first."""
+
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 

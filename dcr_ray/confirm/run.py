@@ -82,7 +82,7 @@ def confirm(
     )
     base = spec.base_recipe().seed
     fresh = tuple(range(base + 1, base + 1 + seeds))
-    recipes = {"stl": spec.baseline_recipe(), **{trial.name: trial.recipe for trial in chosen}}
+    recipes = {BASELINE_NAME: spec.baseline_recipe(), **{trial.name: trial.recipe for trial in chosen}}
     with driver_lock(ready.study_dir):
         opening = open_test_split(ready.study_dir, _purpose(ready, recipes, fresh, _early(spec, trials)), force=force)
         runs = [
@@ -114,7 +114,7 @@ class _Run:
 
     def __init__(self, name: str, seed: int, repeat: bool, recipe: Recipe):
         self.name, self.seed, self.repeat, self.recipe = name, seed, repeat, recipe
-        role = "search" if recipe.dcr else "baseline"
+        role = "baseline" if name == BASELINE_NAME else "search"
         self.trial = Trial(f"{name}-seed{seed}", role, "waiting", recipe)
         self.generated: dict[int, str] = {}
 

@@ -20,9 +20,9 @@ from dcr_ray.data.own_sets import set_of
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.study import DataSpec, SetChoice
 
-TRAINED = ("seemingly_toxic", "toxic", "general", "safety")
+TRAINED = ("seemingly_toxic", "toxic", "general", "safety", "augment")
 EVALUATED = ("compliance", "defense", "capability")
-_PAIRS = ("general", "safety", "capability")
+_PAIRS = ("general", "safety", "augment", "capability")
 _REFUSED = ("toxic", "safety", "defense")
 _GOOD_MODEL = {"should_comply": "answers", "should_refuse": "refuses"}
 
@@ -42,6 +42,7 @@ class StudyData:
     split: Split = "search"
     held_out_seemingly_toxic: tuple[Prompt, ...] = ()
     held_out_toxic: tuple[Prompt, ...] = ()
+    augment: tuple[Pair, ...] = ()
     in_distribution: frozenset[str] = frozenset()
     """Names of the evaluated sets whose file the study also trains on."""
     dropped: tuple[Dropped, ...] = ()

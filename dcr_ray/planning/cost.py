@@ -14,7 +14,7 @@ from dcr_ray.models import ModelCard
 from dcr_ray.planning.calibration import Calibration
 from dcr_ray.planning.cluster import Cluster
 from dcr_ray.planning.memory import shortfalls
-from dcr_ray.planning.needs import deepest_depth, disk_bytes
+from dcr_ray.planning.needs import deepest_depth, disk_bytes, fullest_recipe
 from dcr_ray.planning.seconds import Rates, Where, dcr_seconds, generation_seconds, sft_seconds
 from dcr_ray.planning.shapes import (
     HOST_SHARE,
@@ -135,7 +135,7 @@ def plan_on_cluster(
     does not fit is in `problems`.
     """
     rates = calibration.rates
-    base, deepest = spec.base_recipe(), deepest_depth(spec)
+    base, deepest = fullest_recipe(spec), deepest_depth(spec)
     fitting = engines(card, cluster, spec.evaluation.max_model_tokens)
     wanted = spec.resources.tensor_parallel
     engine = next((fit for fit in fitting if fit.where.ranks == wanted or wanted == 1), None)

@@ -6,6 +6,7 @@ from dcr_ray.errors import Problem
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.machine import Machine
 from dcr_ray.planning.memory import GIB, MemoryNeed, dcr_memory, engine_memory, sft_memory, shortfalls
+from dcr_ray.recipe import Recipe
 from dcr_ray.study import StudySpec
 
 RAY_BYTES = int(1.2 * GIB)
@@ -37,7 +38,7 @@ def with_groups(spec: StudySpec, groups: int) -> StudySpec:
 
 def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryNeed]:
     """The largest training stage of each worker group, and each engine: all of them are up at once."""
-    shape, recipe = spec.shape, spec.base_recipe()
+    shape, recipe = spec.shape, fullest_recipe(spec)
     bf16 = shape.precision == "bf16" or (shape.precision == "auto" and on_gpu)
     device = "cuda" if on_gpu else "cpu"
     sft = recipe.sft
@@ -55,8 +56,13 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
 
 def deepest_depth(spec: StudySpec) -> float | None:
     """The deepest layer that the study may ask for, as l/L; None without a DCR stage."""
-    searched, dcr = spec.dimensions.get("dcr.layer_depth"), spec.base_recipe().dcr
+    searched, dcr = spec.dimensions.get("dcr.layer_depth"), fullest_recipe(spec).dcr
     return max(searched.ends()) if searched else dcr.layer_depth if dcr else None
+
+
+def fullest_recipe(spec: StudySpec) -> Recipe:
+    """The recipe with most stages among those that the study may run."""
+    return spec.recipe_of("dcr" if "dcr" in spec.methods else spec.methods[0])
 
 
 def memory_problems(spec: StudySpec, card: ModelCard, machine: Machine) -> list[Problem]:

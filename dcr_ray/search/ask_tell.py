@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from dcr_ray.recipe import Recipe
 from dcr_ray.search.ahead import AskedAhead
 from dcr_ray.search.halving import goes_on
-from dcr_ray.search.journal import AHEAD, BASELINE_NAME, BEGAN, StudyJournal, trial_name
+from dcr_ray.search.journal import AHEAD, BEGAN, StudyJournal, trial_name
 from dcr_ray.search.journal_file import together
 from dcr_ray.space import sample
 from dcr_ray.study import StudySpec

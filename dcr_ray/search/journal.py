@@ -25,9 +25,8 @@ from dcr_ray.errors import InputError, Problem
 from dcr_ray.search.journal_file import JOURNAL_FILE, journal_storage
 from dcr_ray.search.samplers import make_sampler
 from dcr_ray.study import StudySpec, parse_study
-from dcr_ray.trial import StageView, Trial
+from dcr_ray.trial import BASELINE_NAME, StageView, Trial
 
-BASELINE_NAME = "stl"
 AHEAD, BEGAN = "asked_ahead", "began"
 """User attributes of a trial that was asked for before there was a place for it, and of when it got one."""
 
