@@ -19,7 +19,7 @@ from dcr_ray.report.progress import RunningStage, Snapshot
 from dcr_ray.study import RATES, StudySpec
 from dcr_ray.time_ledger import summed, unaccounted
 from dcr_ray.tracking import STUDY_UID, Tracker
-from dcr_ray.trial import StageView, Trial
+from dcr_ray.trial import BASELINE_NAME, StageView, Trial
 
 _CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
 
@@ -59,7 +59,7 @@ class Observer:
 
     def trial_ended(self, name: str) -> None:
         self._changed.set()
-        if name != "stl":
+        if name != BASELINE_NAME:
             self._mirror_end(self._journal.trial(name))
             return
         # A trial that waits for the baseline's value ends together with it.

@@ -19,6 +19,7 @@ from dcr_ray.data.of_study import StudyData, load_study_data
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.judges.open import judge_problems
 from dcr_ray.judges.run import ANSWERS_FILE, identities_of
+from dcr_ray.methods.serves import method_problems, needs_untied_head
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.machine import Machine, this_machine
 from dcr_ray.planning.needs import disk_bytes, memory_problems, settled_groups, with_groups
@@ -117,6 +118,7 @@ def preflight(
         if machine is not None:
             problems += memory_problems(spec, card, machine)
         problems += _disk_problems(spec, card, root)
+        problems += method_problems(spec.methods, card, folder, spec.shape.zero_stage)
     if problems:
         raise InputError(problems)
     inputs = StudyInputs(
@@ -131,6 +133,7 @@ def preflight(
         judges=spec.judges,
         judge_identities=judge_identities,
         model=spec.model,
+        untied=needs_untied_head(spec.methods, card),
     )
     return Ready(spec, study_dir, cache_dir, report_folder(spec), tracking_uri, inputs)
 

@@ -1,4 +1,4 @@
-"""The order of stages, dcr -> sft -> generate -> judge, and what makes each of them the same as an earlier one.
+"""The order of stages, dcr -> sft -> edit -> generate -> judge, and what makes each of them the same as an earlier one.
 
 This is the only place where that order and those identities are written. A stage's key hashes what changes its result:
 the model's and the data's fingerprints, the part of the recipe that it reads, its parent's key. Ranks, ZeRO stage and
@@ -22,13 +22,14 @@ from dcr_ray.evaluate.refusal_beginnings import REFUSAL_BEGINNINGS_VERSION
 from dcr_ray.judge_spec import JudgeSpec, StringSpec
 from dcr_ray.judges.run import ANSWERS_FILE, run_judge
 from dcr_ray.judges.string import StringJudge
+from dcr_ray.methods.jobs import EditJob
 from dcr_ray.models import ModelCard
-from dcr_ray.recipe import Recipe
+from dcr_ray.recipe import Recipe, ScansRecipe
 from dcr_ray.shape import Shape
 from dcr_ray.study import EvaluationSpec
 from dcr_ray.train.jobs import DcrJob, SftJob
 
-STAGE_VERSIONS = {"dcr": 1, "sft": 1, "generate": 1, "judge": 2}
+STAGE_VERSIONS = {"dcr": 1, "sft": 1, "edit": 1, "generate": 1, "judge": 2}
 """Raised when a stage's algorithm changes what it computes, so that older records no longer serve."""
 
 CANARY_PROMPTS = (
@@ -50,7 +51,7 @@ class StageTask:
     key: str
     slug: str
     identity: dict[str, Any]
-    job: DcrJob | SftJob | GenerateJob | JudgeJob
+    job: DcrJob | SftJob | EditJob | GenerateJob | JudgeJob
     trial: str
     owner: str
     cache_root: str
@@ -92,20 +93,25 @@ class StudyInputs:
     """The model's name, by which a node that does not see `model_dir` finds it."""
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
+    untied: bool = False
+    """Whether engines hold the head of a tied model apart, since a method of the study changes the embedding alone."""
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _texts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tasks(self, recipe: Recipe, trial: str, repeat: int = 0) -> list[StageTask]:
         """The stages of a trial in their order, a judge stage for each of `judge_identities` at the end.
 
-        Without `recipe.dcr` there is no dcr stage (the STL baseline). `repeat` counts further evaluations of the same
-        weights.
+        The dcr stage is there only where the recipe's method is dcr, the edit stage where it is one that changes or
+        steers a model after its SFT. `repeat` counts further evaluations of the same weights.
         """
         tasks: list[StageTask] = []
         if recipe.dcr is not None:
             tasks.append(self._dcr(recipe, trial))
         tasks.append(self._sft(recipe, trial, tasks[-1] if tasks else None))
-        generate = self._generate(recipe, trial, tasks[-1], repeat)
+        sft = tasks[-1]
+        if recipe.edit is not None:
+            tasks.append(self._edit(recipe, trial, sft))
+        generate = self._generate(recipe, trial, sft, tasks[-1], repeat)
         judging = [
             judge_task(
                 self.study,
@@ -175,14 +181,18 @@ class StudyInputs:
             "safety": self._fingerprint("safety"),
             "canary_prompts": list(CANARY_PROMPTS),
         }
-        how = f"{'dcr' if parent else 'stl'}-{'lora' if sft.lora else 'full'}"
+        augment: tuple[tuple[str, str], ...] = ()
+        if recipe.augment is not None:
+            augment = self._texts_of("augment")[: recipe.augment.pairs]
+            identity["augment"] = {"data": self._fingerprint("augment"), "pairs": len(augment)}
+        how = f"{'dcr' if parent else recipe.method if augment else 'stl'}-{'lora' if sft.lora else 'full'}"
         slug = f"{how}-lr{sft.learning_rate:.2g}-epochs{sft.epochs:.3g}"
 
         def job(output_dir: str) -> SftJob:
             return SftJob(
                 model_dir=self.model_dir,
                 trunk_dir=parent.directory if parent else None,
-                general=self._texts_of("general"),
+                general=(*self._texts_of("general"), *augment),
                 safety=self._texts_of("safety"),
                 recipe=sft,
                 system_prompt=recipe.system_prompt,
@@ -194,8 +204,37 @@ class StudyInputs:
 
         return self._task("sft", "train", slug, identity, trial, job)
 
-    def _generate(self, recipe: Recipe, trial: str, parent: StageTask, repeat: int) -> StageTask:
+    def _edit(self, recipe: Recipe, trial: str, parent: StageTask) -> StageTask:
+        identity = self._training_identity(recipe) | {
+            "parent": parent.key,
+            "method": recipe.method,
+            "recipe": recipe.edit.model_dump(mode="json"),
+            "canary_prompts": list(CANARY_PROMPTS),
+        }
+        identity |= {name: self._fingerprint(name) for name in ("seemingly_toxic", "toxic", "general")}
+
+        def job(output_dir: str) -> EditJob:
+            return EditJob(
+                model_dir=self.model_dir,
+                checkpoint_dir=parent.directory,
+                recipe=recipe.edit,
+                seemingly_toxic=self._texts_of("seemingly_toxic"),
+                toxic=self._texts_of("toxic"),
+                general=tuple(prompt for prompt, _ in self._texts_of("general")),
+                system_prompt=recipe.system_prompt,
+                seed=recipe.seed,
+                output_dir=output_dir,
+                shape=self.shape,
+                canary_prompts=CANARY_PROMPTS,
+            )
+
+        return self._task("edit", "train", recipe.method, identity, trial, job)
+
+    def _generate(self, recipe: Recipe, trial: str, sft: StageTask, parent: StageTask, repeat: int) -> StageTask:
+        """Answers of the model that `parent` left, or of that of `sft`, steered by what `parent` left."""
         data, evaluation = self.data, self.evaluation
+        steered = isinstance(recipe.edit, ScansRecipe)
+        engine = "transformers" if steered else evaluation.engine
         identity = {
             "parent": parent.key,
             "compliance": self._fingerprint("compliance"),
@@ -206,7 +245,7 @@ class StudyInputs:
             "evaluation": {
                 name: value for name, value in evaluation.model_dump(mode="json").items() if value is not False
             },
-            "engine": engine_version(evaluation.engine),
+            "engine": engine_version(engine),
         }
         if evaluation.refusal_probability:
             identity["refusal_beginnings"] = REFUSAL_BEGINNINGS_VERSION
@@ -216,7 +255,7 @@ class StudyInputs:
 
         def job(output_dir: str) -> GenerateJob:
             return GenerateJob(
-                checkpoint_dir=parent.directory,
+                checkpoint_dir=(sft if steered else parent).directory,
                 prompts=prompts,
                 capability=data.capability,
                 system_prompt=recipe.system_prompt,
@@ -226,11 +265,10 @@ class StudyInputs:
                 refusal_probability=evaluation.refusal_probability,
                 repeat=repeat,
                 stop_when_decided=evaluation.stop_when_decided,
+                steering_dir=parent.directory if steered else None,
             )
 
-        return self._task(
-            "generate", "generate", f"{evaluation.engine}-{evaluation.max_tokens}tokens", identity, trial, job
-        )
+        return self._task("generate", "generate", f"{engine}-{evaluation.max_tokens}tokens", identity, trial, job)
 
     def _fingerprint(self, name: str) -> str:
         """Of one data set of `data`, read through once and not for every trial."""

@@ -50,7 +50,11 @@ def train(options: Namespace) -> int:
                 "path": record.path,
             }
         )
-    if options.out:
+    if options.out and recipe.scans is not None:
+        # The model is that of the sft stage; what the edit stage left says how it is steered.
+        shutil.copytree(rows[-2]["path"], options.out, dirs_exist_ok=True)
+        shutil.copytree(rows[-1]["path"], Path(options.out, "scans"))
+    elif options.out:
         shutil.copytree(rows[-1]["path"], options.out, dirs_exist_ok=True)
     _print(rows, options.json)
     return 0

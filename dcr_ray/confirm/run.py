@@ -33,7 +33,7 @@ from dcr_ray.study import StudySpec
 from dcr_ray.sweep import cpus_needed, driver_lock, fitted, watching
 from dcr_ray.time_ledger import TimeLine, full_ledger
 from dcr_ray.tracking import Tracker
-from dcr_ray.trial import StageView, Trial
+from dcr_ray.trial import BASELINE_NAME, StageView, Trial
 
 OUTCOMES_FILE = "confirmed.parquet"
 

@@ -8,8 +8,8 @@ from search before test. Every drop is in the ledger.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dcr_ray.data.dataset import DataSet
@@ -27,7 +27,7 @@ _REFUSED = ("toxic", "safety", "defense")
 _GOOD_MODEL = {"should_comply": "answers", "should_refuse": "refuses"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StudyData:
     """What every stage of the study reads. `compliance`, `defense` and `capability` are of the split asked for; the
     held-out prompts of the DCR stage are always the search split's, so that training never looks at a test split."""
@@ -46,7 +46,7 @@ class StudyData:
     in_distribution: frozenset[str] = frozenset()
     """Names of the evaluated sets whose file the study also trains on."""
     dropped: tuple[Dropped, ...] = ()
-    source_of: Mapping[str, str] = field(default_factory=dict)
+    source_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """For each set that is trained on, the name of the first set from the same file: where its prompts come from."""
 
 

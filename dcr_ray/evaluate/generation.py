@@ -211,10 +211,11 @@ def walk_continuations(
     return [[found.get(tuple(continuation), -math.inf) for continuation in continuations] for found in known]
 
 
-def check_same_shape(model_dir: Path | str, checkpoint_dir: Path | str) -> None:
+def check_same_shape(model_dir: Path | str, checkpoint_dir: Path | str, *, tied_or_not: bool = False) -> None:
     """Raises InputError where a checkpoint's config differs from the loaded model's in what gives weights their shape.
 
-    Fields that one of the two leaves to its default are not compared; the canary still is.
+    Fields that one of the two leaves to its default are not compared; the canary still is. `tied_or_not` says that the
+    engine takes heads that share the embedding's matrix and such that do not.
     """
     path = Path(checkpoint_dir) / "config.json"
     if not path.exists():
@@ -224,6 +225,7 @@ def check_same_shape(model_dir: Path | str, checkpoint_dir: Path | str) -> None:
     problems = [
         Problem(f"checkpoint's {field}", str(other.get(field)), f"{loaded.get(field)}, as in the engine's model")
         for field in _SHAPE_FIELDS
+        if not (tied_or_not and field == "tie_word_embeddings")
         if field in loaded and field in other and loaded[field] != other[field]
     ]
     if problems:

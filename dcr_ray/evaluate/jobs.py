@@ -26,6 +26,8 @@ class GenerateJob:
     refusal_probability: bool = False
     repeat: int = 0
     stop_when_decided: bool = False
+    steering_dir: str | None = None
+    """Folder of an edit stage by whose SCANS the answers are steered; only the transformers engine can."""
 
 
 @dataclass(frozen=True)

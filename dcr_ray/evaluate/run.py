@@ -26,8 +26,12 @@ def open_engine(
     threads: int | None,
     kv_cache_bytes: int | None,
     tensor_parallel: int = 1,
+    untied: bool = False,
 ) -> Any:
-    """The engine that the study names, with the base model loaded; vLLM divides it over `tensor_parallel` devices."""
+    """The engine that the study names, with the base model loaded; vLLM divides it over `tensor_parallel` devices.
+
+    `untied` holds head and embedding of a tied model apart, for checkpoints that change one of them alone.
+    """
     if spec.engine == "transformers":
         from dcr_ray.evaluate.transformers_engine import TransformersEngine
 
@@ -42,6 +46,7 @@ def open_engine(
         threads=threads,
         batch_invariant=spec.batch_invariant,
         tensor_parallel_size=tensor_parallel,
+        untied=untied,
     )
 
 
@@ -61,6 +66,8 @@ def run_generate(job: GenerateJob, engine: Any, report: Report = lambda _: None)
 
     started = time.perf_counter()
     engine.load(job.checkpoint_dir)
+    if job.steering_dir is not None:
+        engine.steer(job.steering_dir)
     loaded = time.perf_counter()
     tokenizer = engine.tokenizer
     items = [(name, prompt) for name, prompts in job.prompts.items() for prompt in prompts]

@@ -7,7 +7,8 @@ call to the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,7 @@ class TransformersEngine:
         self._model = self._read(model_dir)
         self._max_model_len = self._model.config.max_position_embeddings
         self._end_tokens = end_tokens(model_dir, self._tokenizer)
+        self._steering: Any = None
         self.generation_seconds = GenerationSeconds()
 
     def _read(self, model_dir: Path | str) -> Any:
@@ -81,12 +83,28 @@ class TransformersEngine:
 
         Raises InputError for a checkpoint of another shape and StaleWeights after the second failed proof.
         """
-        check_same_shape(self._model_dir, checkpoint_dir)
+        check_same_shape(self._model_dir, checkpoint_dir, tied_or_not=True)
         swap_and_prove(self, (self._swap, self._swap), checkpoint_dir)
 
     def _swap(self, checkpoint_dir: Path | str) -> None:
+        self._steering = None
         self._model = None  # before the new weights are read, so that both are never held at once
         self._model = self._read(checkpoint_dir)
+
+    def steer(self, folder: Path | str) -> None:
+        """Steer the loaded weights by the SCANS that an edit stage left in `folder`, until other weights are loaded."""
+        from dcr_ray.methods.scans import Steering
+
+        self._steering = Steering(self._model, folder)
+
+    @contextmanager
+    def _steered(self, prompts: Sequence[Sequence[int]]) -> Iterator[Any]:
+        """What says where each pass on these prompts is steered; None without steering."""
+        if self._steering is None:
+            yield None
+            return
+        with self._steering.applied(self._steering.signs(prompts)) as steered:
+            yield steered
 
     def prove_live(
         self, checkpoint_dir: Path | str, *, without_canary: Literal["compute", "skip"] = "compute"
@@ -145,9 +163,14 @@ class TransformersEngine:
         reasons: list[FinishReason | None] = [None for _ in prompts]
         first: list[dict[int, float]] = []
         cache = None
-        with torch.inference_mode():
+        with torch.inference_mode(), self._steered(prompts) as steered:
             for step in range(max_tokens):
                 started = time.perf_counter()
+                if steered and step == 0:
+                    # Padded on the left, all prompts end at the same place.
+                    steered.from_places([width - self._steering.after] * len(prompts), width)
+                elif steered:
+                    steered.everywhere()
                 output = self._model(
                     input_ids=tokens,
                     attention_mask=mask,
@@ -200,7 +223,11 @@ class TransformersEngine:
                 padded = torch.tensor([t + [0] * (width - len(t)) for t, _ in batch], device=self._device)
                 mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t, _ in batch], device=self._device)
                 keep = width - min(n_prompt for _, n_prompt in batch) + 1
-                logits = self._model(input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+                with self._steered([tokens[:n_prompt] for tokens, n_prompt in batch]) as steered:
+                    if steered:
+                        steered.from_places([n_prompt - self._steering.after for _, n_prompt in batch], width)
+                    inputs = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+                    logits = self._model(**inputs, logits_to_keep=keep).logits
                 for row, (tokens, n_prompt) in enumerate(batch):
                     # Logits at position t predict token t + 1; the kept ones begin at position width - keep.
                     begin, end = n_prompt - 1 - (width - keep), len(tokens) - 1 - (width - keep)
@@ -228,12 +255,15 @@ class TransformersEngine:
         results: list[list[float]] = []
         with torch.inference_mode():
             for prompt in prompts:
-                results += walk_continuations(1, continuations, negligible, self._scorer(prompt))
+                with self._steered([prompt]) as steered:
+                    results += walk_continuations(1, continuations, negligible, self._scorer(prompt, steered))
                 if progress is not None:
                     progress(len(results), len(prompts))
         return results
 
-    def _scorer(self, prompt: Sequence[int]) -> Callable[[list[Place], list[tuple[int, ...]]], list[list[float]]]:
+    def _scorer(
+        self, prompt: Sequence[int], steered: Any
+    ) -> Callable[[list[Place], list[tuple[int, ...]]], list[list[float]]]:
         """Scores prefixes after one prompt, on the keys and values that it keeps of the prefixes of the call before."""
         import torch
 
@@ -243,6 +273,10 @@ class TransformersEngine:
         def score(places: list[Place], tokens: list[tuple[int, ...]]) -> list[list[float]]:
             nonlocal cache, rows
             prefixes = [place.prefix for place in places]
+            if steered and cache is None:
+                steered.from_places([len(prompt) - self._steering.after], len(prompt))
+            elif steered:
+                steered.everywhere()
             if cache is not None:
                 cache.batch_select_indices(torch.tensor([rows[p[:-1]] for p in prefixes], device=self._device))
             output = self._model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from dcr_ray.evaluate.vllm_steps import StepDriver
 from dcr_ray.evaluate.vllm_weights import load_changed, load_folder
 from dcr_ray.weights.identity import model_identity
 from dcr_ray.weights.shared_memory import POINTER_FILE, offered
+from dcr_ray.weights.untied import untied_copy
 
 CPU_KV_CACHE_BYTES = 256 * 2**20
 """Room for some thousand tokens of a small model; vLLM queues what does not fit."""
@@ -62,6 +64,7 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
         seed: int = 0,
         batch_invariant: bool = False,
+        untied: bool = False,
     ):
         """Load `model_dir`, a Hugging Face folder.
 
@@ -71,6 +74,7 @@ class VllmEngine:
         `threads` are those of the CPU backend.
         `batch_invariant` asks for kernels that add in the same order whatever else is in the batch, at a loss of speed.
         Raises InputError where vLLM has none for this hardware. It must be the first engine of its process.
+        `untied` gives a tied model a head of its own, so that checkpoints of both kinds can be loaded.
         """
         self._model_dir = str(model_dir)
         if not (Path(model_dir) / "config.json").exists():
@@ -100,22 +104,24 @@ class VllmEngine:
                 import torch
 
                 torch.set_num_threads(threads)
-        self._llm = vllm.LLM(
-            self._model_dir,
-            dtype=dtype,
-            seed=seed,
-            max_model_len=max_model_len + 1,  # a scored sequence is followed by one token that nobody reads
-            max_num_seqs=max_num_seqs,
-            tensor_parallel_size=tensor_parallel_size,
-            distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
-            gpu_memory_utilization=gpu_memory_utilization,
-            kv_cache_memory_bytes=kv_cache_bytes,
-            enable_prefix_caching=True,
-            generation_config="vllm",
-            max_logprobs=ASKED_LOGPROBS,
-            use_tqdm_on_load=False,
-            **arguments,
-        )
+        self._untied = untied
+        with untied_copy(self._model_dir) if untied else nullcontext(self._model_dir) as folder:
+            self._llm = vllm.LLM(
+                folder,
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_model_len + 1,  # a scored sequence is followed by one token that nobody reads
+                max_num_seqs=max_num_seqs,
+                tensor_parallel_size=tensor_parallel_size,
+                distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
+                gpu_memory_utilization=gpu_memory_utilization,
+                kv_cache_memory_bytes=kv_cache_bytes,
+                enable_prefix_caching=True,
+                generation_config="vllm",
+                max_logprobs=ASKED_LOGPROBS,
+                use_tqdm_on_load=False,
+                **arguments,
+            )
         self.precision = "fp32" if "float32" in str(self._llm.llm_engine.model_config.dtype) else "bf16"
         self._max_model_len = max_model_len
         self._steps = StepDriver(self._llm)
@@ -150,7 +156,7 @@ class VllmEngine:
         for a checkpoint of another shape, and StaleWeights after the second failed proof: the engine must then be
         closed and built anew.
         """
-        check_same_shape(self._model_dir, checkpoint_dir)
+        check_same_shape(self._model_dir, checkpoint_dir, tied_or_not=self._untied)
         swap_and_prove(self, (self._load_quickly, self._load_folder), checkpoint_dir)
 
     def _load_quickly(self, checkpoint_dir: Path | str) -> None:

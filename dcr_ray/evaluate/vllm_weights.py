@@ -15,8 +15,13 @@ from typing import Any
 
 
 def load_folder(worker: Any, folder: str) -> None:
-    """All weights of a folder."""
-    worker.reload_weights(weights_path=folder)
+    """All weights of a folder. Where the engine's head is its own and the folder's is tied, it gets the embedding."""
+    if worker.model_config.hf_config.tie_word_embeddings:
+        worker.reload_weights(weights_path=folder)
+    else:
+        with ExitStack() as stack:
+            where = _with_head(_opened(stack, sorted(Path(folder).glob("*.safetensors"))))
+            worker.reload_weights(weights_iterator=_tensors(where, sorted(where)))
     _pack_embeddings(worker)
 
 
@@ -26,13 +31,12 @@ def load_changed(worker: Any, base_dir: str, changed_file: str, names: Sequence[
 
     Raises FileNotFoundError, before anything is loaded, where the file is gone.
     """
-    from safetensors import safe_open
-
     with ExitStack() as stack:
-        where = {}
-        for file in [*sorted(Path(base_dir).glob("*.safetensors")), Path(changed_file)]:
-            opened = stack.enter_context(safe_open(file, "pt"))
-            where |= {name: opened for name in opened.keys()}
+        where = _opened(stack, [*sorted(Path(base_dir).glob("*.safetensors")), Path(changed_file)])
+        if not worker.model_config.hf_config.tie_word_embeddings:
+            where = _with_head(where)
+            if names is not None and EMBEDDING in names:
+                names = [*names, HEAD]
         packed = getattr(worker.get_model(), "packed_modules_mapping", None)
         whole = names is None or packed is None or any(".experts." in name for name in where)
         wanted = sorted(
@@ -43,9 +47,30 @@ def load_changed(worker: Any, base_dir: str, changed_file: str, names: Sequence[
         _pack_embeddings(worker)
 
 
-def _tensors(where: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+Places = Mapping[str, tuple[Any, str]]
+"""For every tensor the open file that holds it, and its name there."""
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _opened(stack: ExitStack, files: Sequence[Path]) -> Places:
+    from safetensors import safe_open
+
+    where = {}
+    for file in files:
+        opened = stack.enter_context(safe_open(file, "pt"))
+        where |= {name: (opened, name) for name in opened.keys()}
+    return where
+
+
+def _with_head(where: Places) -> Places:
+    return where if HEAD in where else {**where, HEAD: where[EMBEDDING]}
+
+
+def _tensors(where: Places, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
-        yield name, where[name].get_tensor(name)
+        opened, stored = where[name]
+        yield name, opened.get_tensor(stored)
 
 
 def module_of(name: str, packed: Mapping[str, Sequence[str]]) -> str:

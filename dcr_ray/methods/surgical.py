@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from dcr_ray.errors import StageFailed
@@ -69,7 +68,13 @@ def run_surgical(
     before = scores(pseudo.validate)
     base = next_token_logprobs(model, harmless.validate)
     depths = range(0, math.ceil(recipe.deepest * len(blocks(model))), recipe.layer_step)
-    candidates = [(layer, position) for layer in depths for position in range(positions)]
+    # The template's embeddings are the same after every prompt, so there is no direction at the first block's input.
+    candidates = [
+        (layer, position)
+        for layer in depths
+        for position in range(positions)
+        if false_direction[layer, position].any() and true_direction[layer, position].any()
+    ]
     tried: list[tuple[float, float, int, int, Tensor]] = []
     for count, (layer, position) in enumerate(candidates):
         w, r = false_direction[layer, position], true_direction[layer, position]
@@ -86,7 +91,8 @@ def run_surgical(
     if not kept:
         least = min(each[1] for each in tried)
         raise StageFailed(
-            "error", f"no direction keeps harmless prompts within {recipe.kl_bound} nats; the nearest changes {least:.3g}"
+            "error",
+            f"no direction keeps harmless prompts within {recipe.kl_bound} nats; the nearest changes {least:.3g}",
         )
     score, kl, layer, position, direction = min(kept, key=lambda each: each[0])
     asked = [*pseudo.validate, *harmless.validate][:AGREEMENT_PROMPTS]

@@ -15,7 +15,7 @@ from dcr_ray.planning.calibration import Calibration
 from dcr_ray.planning.cluster import Cluster
 from dcr_ray.planning.memory import shortfalls
 from dcr_ray.planning.needs import deepest_depth, disk_bytes, fullest_recipe
-from dcr_ray.planning.seconds import Rates, Where, dcr_seconds, generation_seconds, sft_seconds
+from dcr_ray.planning.seconds import Rates, Where, dcr_seconds, edit_seconds, generation_seconds, sft_seconds
 from dcr_ray.planning.shapes import (
     HOST_SHARE,
     EngineFit,
@@ -27,7 +27,7 @@ from dcr_ray.planning.shapes import (
     said,
     trainings,
 )
-from dcr_ray.planning.work import DataFacts, dcr_work, generation_work, sft_work
+from dcr_ray.planning.work import DataFacts, dcr_work, edit_tokens, generation_work, sft_work
 from dcr_ray.recipe import Recipe
 from dcr_ray.shape import Shape
 from dcr_ray.study import StudySpec
@@ -174,7 +174,7 @@ def plan_on_cluster(
     groups = spec.resources.worker_groups or _groups(spec, training, reserved, cluster)
     stages = _stages(spec, card, facts, cluster, training, engine, recipes[:DRAWN], counts, rates)
     repeated = _repeated_share(training, spec.shape.checkpoint_seconds, rates.group_start_seconds[1])
-    busy = sum(stages[name].to_run * stages[name].each for name in ("dcr", "sft")) * (1 + repeated) / groups
+    busy = sum(stages[name].to_run * stages[name].each for name in ("dcr", "sft", "edit")) * (1 + repeated) / groups
     generating = stages["generate"].to_run * stages["generate"].each / count
     on_gpu = training.where.on_gpu
     start = max(rates.group_start_seconds[on_gpu], rates.engine_start_seconds[on_gpu])
@@ -249,13 +249,18 @@ def _stages(
     rates: Rates,
 ) -> dict[str, StageCost]:
     shape, where, storage = training.shape, training.where, cluster.storage
-    seconds: dict[str, list[float]] = {"dcr": [], "sft": [], "generate": [], "judge": [rates.judge_seconds]}
+    seconds: dict[str, list[float]] = {
+        "dcr": [], "sft": [], "edit": [], "generate": [], "judge": [rates.judge_seconds]
+    }  # fmt: skip
     for recipe in recipes:
         if recipe.dcr is not None:
             work = dcr_work(recipe, facts)
             seconds["dcr"].append(dcr_seconds(card, recipe.dcr, work, shape, where, storage, rates).total)
         work = sft_work(recipe, facts)
         seconds["sft"].append(sft_seconds(card, recipe.sft, work, shape, where, storage, rates).total)
+        if recipe.edit is not None:
+            tokens = edit_tokens(recipe, facts, card.layers)
+            seconds["edit"].append(edit_seconds(card, tokens, where, storage, rates).total)
         answers = generation_work(recipe, facts, spec.evaluation.max_tokens)
         seconds["generate"].append(generation_seconds(card, answers, engine.where, storage, rates).total)
     to_run, shared = counts

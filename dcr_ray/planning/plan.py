@@ -29,7 +29,7 @@ from dcr_ray.recipe import Recipe
 from dcr_ray.space import Space, sample
 from dcr_ray.study import StudySpec
 
-STAGES = ("dcr", "sft", "generate", "judge")
+STAGES = ("dcr", "sft", "edit", "generate", "judge")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def plan_study(spec: StudySpec) -> StudyPlan:
         }
         data = {field: len(getattr(ready.inputs.data, field)) for field in (*TRAINED, *EVALUATED)}
     measured = _measured_seconds(StageCache(storage_root(spec) / "cache"), ready.inputs.model_identity if ready else "")
-    known = all(measured[name] is not None for name in stages)
-    total = sum(stages[name] * measured[name] for name in stages) if known else None
+    asked = [name for name in stages if stages[name]]
+    known = all(measured[name] is not None for name in asked)
+    total = sum(stages[name] * measured[name] for name in asked) if known else None
     return StudyPlan(
         spec.study, spec.search.trials + 1, stages, shared, measured, total, memory, disk, model, data, problems
     )
@@ -96,11 +97,17 @@ def drawn_recipes(spec: StudySpec) -> list[Recipe]:
 def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
     """Stages to run, and how many trials find theirs already run, for as many random points as there are trials."""
     recipes = drawn_recipes(spec)
-    dcr = [recipe.dcr.model_dump_json() for recipe in recipes if recipe.dcr]
-    sft = [recipe.model_dump_json() for recipe in recipes]
-    counts = {"dcr": len(set(dcr)), "sft": len(set(sft)), "generate": len(set(sft)), "judge": len(set(sft))}
-    asked = {"dcr": len(dcr), "sft": len(sft), "generate": len(sft), "judge": len(sft)}
-    return counts, {name: asked[name] - counts[name] for name in STAGES}
+    after_sft = {"method", "surgical", "scans", "actor"}
+    keys = {
+        "dcr": [recipe.dcr.model_dump_json() for recipe in recipes if recipe.dcr],
+        # What a method does after SFT leaves the SFT the same.
+        "sft": [recipe.model_dump_json(exclude=after_sft) for recipe in recipes],
+        "edit": [recipe.model_dump_json() for recipe in recipes if recipe.edit],
+        "generate": [recipe.model_dump_json(exclude={"method"}) for recipe in recipes],
+    }
+    keys["judge"] = keys["generate"]
+    counts = {name: len(set(keys[name])) for name in STAGES}
+    return counts, {name: len(keys[name]) - counts[name] for name in STAGES}
 
 
 def plan_for_cluster(spec: StudySpec, cluster: Cluster) -> ClusterPlan:

@@ -174,6 +174,16 @@ def generation_seconds(
     )
 
 
+def edit_seconds(
+    card: ModelCard, tokens: float, where: Where, storage: StorageFacts, rates: Rates = RATES
+) -> StageSeconds:
+    """`tokens` of prompts read forwards on one device in fp32, weights read and written once."""
+    share = rates.training_share / (2 if where.on_gpu else 1)
+    compute = generation_flops(card, tokens, 0, 64).model / (where.flops_per_second(rates) * share)
+    weights = 4 * card.parameters * (1 / (1e9 * storage.read_gb_s) + 1 / (1e9 * storage.write_gb_s))
+    return StageSeconds(compute=compute, weights=weights)
+
+
 def _training(
     flops: float,
     parameters: int,

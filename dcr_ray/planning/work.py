@@ -74,19 +74,25 @@ class GenerationWork:
 
 
 def dcr_work(recipe: Recipe, facts: DataFacts) -> TrainingWork:
-    """Steps as the balanced sampler counts them, by passes over the seemingly toxic prompts. Needs `recipe.dcr`."""
+    """Steps as the balanced sampler counts them, by passes over the seemingly toxic prompts. Needs `recipe.dcr`.
+
+    A stage that ends early is reckoned in full.
+    """
     dcr = recipe.dcr
     seemingly = dcr.batch_size - dcr.toxic_per_batch
     steps = max(1, ceil(dcr.epochs * facts.rows["seemingly_toxic"] / seemingly))
-    fields = {"seemingly_toxic": seemingly, "toxic": dcr.toxic_per_batch}
-    length = sum(facts.prompt_tokens(field, recipe.system_prompt) * rows for field, rows in fields.items())
-    return TrainingWork(steps, dcr.batch_size, min(length / dcr.batch_size, dcr.max_prompt_tokens), 0.0)
+    fields = {"seemingly_toxic": seemingly, "toxic": dcr.toxic_per_batch, "general": dcr.general_per_batch}
+    batch = sum(fields.values())
+    length = sum(facts.prompt_tokens(field, recipe.system_prompt) * rows for field, rows in fields.items() if rows)
+    return TrainingWork(steps, batch, min(length / batch, dcr.max_prompt_tokens), 0.0)
 
 
 def sft_work(recipe: Recipe, facts: DataFacts) -> TrainingWork:
     """Passes over general and safety pairs, each cut at `max_tokens`."""
     sft = recipe.sft
     rows = {field: facts.rows[field] for field in ("general", "safety")}
+    if recipe.augment is not None:
+        rows["augment"] = min(facts.rows["augment"], recipe.augment.pairs or facts.rows["augment"])
     total = max(1, sum(rows.values()))
     prompt = sum(facts.prompt_tokens(field, recipe.system_prompt) * n for field, n in rows.items()) / total
     answer = sum(facts.answer_tokens(field) * n for field, n in rows.items()) / total
@@ -94,6 +100,28 @@ def sft_work(recipe: Recipe, facts: DataFacts) -> TrainingWork:
     share = answer / (prompt + answer) if sft.mask_prompt else 1.0
     steps = max(1, ceil(sft.epochs * total / sft.batch_size))
     return TrainingWork(steps, sft.batch_size, length, length * share * sft.batch_size * steps)
+
+
+def edit_tokens(recipe: Recipe, facts: DataFacts, layers: int) -> float:
+    """Tokens of prompts that the edit stage reads, each forwards through the model. Needs `recipe.edit`.
+
+    Surgical with all positions is reckoned at five template tokens. What ACTOR trains is one layer, and left out.
+    """
+    kinds = ("seemingly_toxic", "toxic", "general")
+    mean = sum(facts.prompt_tokens(field, recipe.system_prompt) for field in kinds) / 3
+
+    def prompts(most: int) -> int:
+        return sum(min(facts.rows[field], most) for field in kinds)
+
+    if recipe.surgical is not None:
+        surgical = recipe.surgical
+        candidates = ceil(surgical.deepest * layers / surgical.layer_step) * (surgical.positions or 5)
+        read = 2 * prompts(surgical.prompts) + candidates * 2 * surgical.validation_prompts
+    elif recipe.scans is not None:
+        read = 2 * prompts(recipe.scans.anchors)
+    else:
+        read = 2 * prompts(recipe.actor.prompts)
+    return read * mean
 
 
 def generation_work(recipe: Recipe, facts: DataFacts, max_tokens: int) -> GenerationWork:

@@ -197,6 +197,7 @@ class Crew:
             kv_cache_bytes=resources.kv_cache_mib * 2**20,
             environment=self._environment,
             tensor_parallel=resources.tensor_parallel,
+            untied=self._inputs.untied,
             model=self._inputs.model,
             model_identity=self._inputs.model_identity,
         )

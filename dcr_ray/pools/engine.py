@@ -37,6 +37,7 @@ class EngineSettings:
     tensor_parallel: int = 1
     model: str = ""
     model_identity: str = ""
+    untied: bool = False
 
 
 class EngineWorker:
@@ -73,6 +74,11 @@ class EngineWorker:
         from dcr_ray.evaluate.run import run_generate
 
         name = self.settings.name
+        evaluation = self.settings.evaluation
+        if task.job.steering_dir is not None and evaluation.engine != "transformers":
+            # Its hidden states are steered as it answers, which vLLM gives no place for.
+            evaluation = evaluation.model_copy(update={"engine": "transformers"})
+            engine = self._open(evaluation)
 
         def report(values: dict[str, Any]) -> None:
             broker.progress.remote(name, task.key, values)
@@ -90,17 +96,18 @@ class EngineWorker:
             raise
         else:
             withdraw_one(task.job.checkpoint_dir)
-            ran = {"worker": name, "engine": self.settings.evaluation.engine, "threads": self.settings.threads}
+            ran = {"worker": name, "engine": evaluation.engine, "threads": self.settings.threads}
             ray.get(broker.done.remote(name, task.commit(results, ran)))
 
-    def _open(self) -> Any:
+    def _open(self, evaluation: EvaluationSpec | None = None) -> Any:
         from dcr_ray.evaluate.run import open_engine
 
         settings = self.settings
         return open_engine(
-            settings.evaluation,
+            evaluation or settings.evaluation,
             local_model(settings.model, settings.model_dir, settings.model_identity),
             threads=settings.threads,
             kv_cache_bytes=settings.kv_cache_bytes,
             tensor_parallel=settings.tensor_parallel,
+            untied=settings.untied,
         )

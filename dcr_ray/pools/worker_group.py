@@ -113,8 +113,8 @@ def rank_loop(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     # Loaded before the first stage is taken: the time that this takes is the group's start, not a stage's.
-    for stage in ("dcr", "sft"):
-        import_module(f"dcr_ray.train.{stage}")
+    for module in ("train.dcr", "train.sft", "methods.run"):
+        import_module(f"dcr_ray.{module}")
     settings: GroupSettings = config["settings"]
     broker = ray.get_actor(settings.broker, namespace=settings.namespace)
     # Stages travel over gloo whatever the gradients travel over, and a group may be idle for days.

@@ -26,6 +26,7 @@ from dcr_ray.search.journal_file import together
 from dcr_ray.space import sample
 from dcr_ray.study import StudySpec
 from dcr_ray.time_ledger import full_ledger
+from dcr_ray.trial import BASELINE_NAME
 
 FEWEST_TRIALS_TO_JUDGE_FAILURES = 4
 """Before this many searched trials have ended, their failures do not stop the study."""

@@ -24,8 +24,8 @@ from dcr_ray.errors import InputError, StageFailed
 from dcr_ray.planning.cluster import Cluster
 from dcr_ray.planning.cost import ClusterPlan
 from dcr_ray.planning.plan import plan_for_cluster
-from dcr_ray.planning.seconds import dcr_seconds, generation_seconds, sft_seconds
-from dcr_ray.planning.work import DataFacts, dcr_work, generation_work, sft_work
+from dcr_ray.planning.seconds import dcr_seconds, edit_seconds, generation_seconds, sft_seconds
+from dcr_ray.planning.work import DataFacts, dcr_work, edit_tokens, generation_work, sft_work
 from dcr_ray.pools.broker import Broker
 from dcr_ray.preflight import report_folder, study_folder
 from dcr_ray.recipe import Recipe
@@ -289,6 +289,9 @@ class _Simulation:
         if stage == "sft":
             work = sft_work(recipe, facts)
             return sft_seconds(plan.card, recipe.sft, work, shape, where, storage, rates).total
+        if stage == "edit":
+            tokens = edit_tokens(recipe, facts, plan.card.layers)
+            return edit_seconds(plan.card, tokens, where, storage, rates).total
         if stage == "generate":
             answers = generation_work(recipe, facts, self.spec.evaluation.max_tokens)
             return generation_seconds(plan.card, answers, plan.engine.where, storage, rates).total

@@ -1,15 +1,16 @@
-"""The two training stages by the kind of their job: what a rank of a WorkerGroup, or a lone process, calls."""
+"""The stages of a WorkerGroup by the kind of their job: what one of its ranks, or a lone process, calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from dcr_ray.methods.jobs import EditJob
 from dcr_ray.train.jobs import DcrJob, Leave, SftJob, write_at_once
 
 
 def run_training_stage(
-    job: DcrJob | SftJob,
+    job: DcrJob | SftJob | EditJob,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     leave: Leave = write_at_once,
     should_stop: Callable[[], bool] = lambda: False,
@@ -18,8 +19,13 @@ def run_training_stage(
 
     `should_stop` is asked on rank 0 after every step; where it says so, a checkpoint is written and StageStopped
     raised.
-    `leave` decides when an sft stage's files are written; a dcr stage always writes its own at once.
+    `leave` decides when an sft stage's files are written; the other stages always write their own at once. An edit
+    stage is not asked to stop: it has nothing to resume from.
     """
+    if isinstance(job, EditJob):
+        from dcr_ray.methods.run import run_edit
+
+        return run_edit(job, report=report)
     if isinstance(job, DcrJob):
         from dcr_ray.train.dcr import run_dcr
 

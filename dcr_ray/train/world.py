@@ -85,7 +85,8 @@ def joined_world(world: World | None = None) -> Iterator[World]:
         finally:
             if alone:
                 # DeepSpeed remembers groups of the world it was first used in; its own function forgets them too.
-                if deepspeed_comm := sys.modules.get("deepspeed.comm"):
+                deepspeed_comm = sys.modules.get("deepspeed.comm")
+                if deepspeed_comm and deepspeed_comm.is_initialized():
                     deepspeed_comm.destroy_process_group()
                 else:
                     dist.destroy_process_group()
