@@ -90,8 +90,8 @@ def fit_scans(
     toxic, general, seemingly_toxic = (f"{share:.0%}" for share in shares)
     note = (
         f"steers layers {layers.start + 1} to {layers.stop} of {len(blocks(model))} by +-{recipe.strength:g}; "
-        f"threshold {threshold:.3f}; taken for harmful: {toxic} of toxic, {general} of general, {seemingly_toxic} of seemingly "
-        "toxic training prompts"
+        f"threshold {threshold:.3f}; taken for harmful: {toxic} of toxic, {general} of general, {seemingly_toxic} "
+        "of seemingly toxic training prompts"
     )
     return Fitted(vectors, settings, metrics, [note])
 

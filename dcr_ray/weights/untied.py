@@ -34,10 +34,15 @@ def untied_copy(folder: Path | str) -> Iterator[str]:
         target = Path(place)
         for file in source.iterdir():
             if file.is_file() and file.name not in ("config.json", "model.safetensors.index.json"):
-                (target / file.name).symlink_to(file.resolve())
+                # A file of the usual name would be taken for the whole model, and the index not be read.
+                (target / _shard(file.name)).symlink_to(file.resolve())
         with safe_open(source / where[EMBEDDING], "pt") as reader:
             save_file({HEAD: reader.get_tensor(EMBEDDING)}, target / "head.safetensors", metadata={"format": "pt"})
-        index = {"metadata": {}, "weight_map": where | {HEAD: "head.safetensors"}}
+        index = {"metadata": {}, "weight_map": {n: _shard(f) for n, f in where.items()} | {HEAD: "head.safetensors"}}
         (target / "model.safetensors.index.json").write_text(json.dumps(index))
         (target / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
         yield place
+
+
+def _shard(name: str) -> str:
+    return f"part-of-{name}" if name.endswith(".safetensors") else name
