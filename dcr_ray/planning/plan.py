@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ from dcr_ray.planning.memory import GIB
 from dcr_ray.planning.needs import disk_bytes, memory_needs
 from dcr_ray.planning.work import DataFacts
 from dcr_ray.recipe import Recipe
-from dcr_ray.space import Space, sample
+from dcr_ray.space import Space, grid_points, sample
 from dcr_ray.study import StudySpec
 
 STAGES = ("dcr", "sft", "edit", "generate", "judge")
@@ -88,10 +89,15 @@ def plan_study(spec: StudySpec) -> StudyPlan:
 
 
 def drawn_recipes(spec: StudySpec) -> list[Recipe]:
-    """The STL baseline's recipe and random ones, one for each trial up to 2,000."""
-    draws = random.Random(spec.search.seed)
-    searched = (spec.searched_recipe(_draw(spec.dimensions, draws)) for _ in range(min(spec.search.trials, 2000)))
-    return [spec.baseline_recipe(), *searched]
+    """The STL baseline's recipe and one for each trial up to 2,000: a grid's own points, else random ones."""
+    count = min(spec.search.trials, 2000)
+    if spec.search.sampler == "grid":
+        points = grid_points(spec.dimensions)
+        drawn = (dict(zip(points, values, strict=True)) for values in product(*points.values()))
+    else:
+        draws = random.Random(spec.search.seed)
+        drawn = (_draw(spec.dimensions, draws) for _ in range(count))
+    return [spec.baseline_recipe(), *(spec.searched_recipe(params) for params in islice(drawn, count))]
 
 
 def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
