@@ -17,9 +17,9 @@ PACKAGE = Path(dcr_ray.__file__).parent
 FLOORS = (
     ("errors", "recipe", "study", "space", "models", "fingerprint", "rates", "trial", "shape", "pareto")
     + ("verdict", "judge_spec", "time_ledger"),
-    ("planning", "statistics", "diagnosis", "scaling"),
+    ("planning", "statistics", "scaling"),
     ("cache", "tracking", "outcomes"),
-    ("data", "weights", "train", "methods", "judges", "evaluate"),
+    ("data", "weights", "train", "methods", "judges", "evaluate", "diagnosis"),
     ("stages",),
     ("pools", "search", "runtime", "preflight", "sweep", "observe", "cluster", "stored")
     + ("gathered", "rejudge", "confirm", "budget", "simulation"),
