@@ -146,8 +146,9 @@ class StudyInputs:
             identity["general"] = self._fingerprint("general")
             general = tuple(prompt for prompt, _ in self._texts_of("general"))
         if dcr.negatives == "same_source":
-            identity["source_of"] = dict(self.data.source_of)
             fields = ("seemingly_toxic", "toxic", "general") if general else ("seemingly_toxic", "toxic")
+            trained = {item.source for name in fields for item in getattr(self.data, name)}
+            identity["source_of"] = {name: self.data.source_of[name] for name in sorted(trained)}
             sources = {
                 name: tuple(self.data.source_of[item.source] for item in getattr(self.data, name)) for name in fields
             }

@@ -211,6 +211,32 @@ def eval(command: argparse.ArgumentParser) -> None:
     json(command)
 
 
+def diagnose(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="folder, hub id or built-in name")
+    command.add_argument("--against", metavar="MODEL", help="another model, such as the base, on the same prompts")
+    command.add_argument(
+        "--spec", metavar="SPEC", help="study whose held-out prompts are read (default: built-in ones)"
+    )
+    command.add_argument(
+        "--set", dest="overrides", metavar="A.B=C", action="append", default=[], help="override a value of the study"
+    )
+    command.add_argument("--prompts", type=int, default=25, metavar="N", help="of each class, for the kernel (25)")
+    command.add_argument(
+        "--layer-depth", type=float, default=0.5, metavar="L", help="l/L that parts trunk and tail (.5)"
+    )
+    command.add_argument(
+        "--scopes",
+        default="all,trunk,tail,last2+head,head",
+        help="parameters whose kernel is wanted: head, trunk, tail, last<N>+head, lora, all (default: all but lora)",
+    )
+    command.add_argument("--error", type=float, default=0.1, help="wanted standard error of the mean log ratio (.1)")
+    command.add_argument("--minutes", type=float, help="stop adding probes about then")
+    command.add_argument("--only", choices=("kernel", "separability"), help="one of the two")
+    command.add_argument("--streamed", action="store_true", help="one layer in memory at a time, for large models")
+    command.add_argument("--out", metavar="FOLDER", help="where figures and pictures go")
+    json(command)
+
+
 def data(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("list", "fetch", "check", "ledger"))
     command.add_argument(

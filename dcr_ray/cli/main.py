@@ -177,6 +177,17 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         arguments.eval,
     ),
     (
+        "diagnose",
+        "diagnose:diagnose",
+        "say why a model refuses what it does: kernel between prompts, separability per layer",
+        (
+            "dcr-ray diagnose smollm2-135m-instruct --out diagnosis",
+            "dcr-ray diagnose model --against BASE --spec STUDY.yaml --set data.root=DATA --out diagnosis",
+            "dcr-ray diagnose meta-llama/Llama-3.1-70B --streamed --scopes last2+head,head --prompts 10",
+        ),
+        arguments.diagnose,
+    ),
+    (
         "data",
         "inventory:data",
         "list, fetch or check data sets, or write the ledger of what they share",

@@ -47,7 +47,7 @@ class StudyData:
     """Names of the evaluated sets whose file the study also trains on."""
     dropped: tuple[Dropped, ...] = ()
     source_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """For each set that is trained on, the name of the first set from the same file: where its prompts come from."""
+    """For each set, the name of the first set of the study from the same file: where its prompts come from."""
 
 
 class Chosen(NamedTuple):
@@ -160,9 +160,9 @@ def _trained_files(chosen: dict[str, list[Chosen]]) -> set[str]:
 
 
 def _source_of(chosen: dict[str, list[Chosen]]) -> dict[str, str]:
-    trained = sorted({(data_set.name, data_set.file) for field in TRAINED for data_set, _ in chosen[field]})
+    files = sorted({(data_set.name, data_set.file) for of_field in chosen.values() for data_set, _ in of_field})
     first: dict[str, str] = {}
-    return {name: first.setdefault(file, name) for name, file in trained}
+    return {name: first.setdefault(file, name) for name, file in files}
 
 
 def _path(field: str) -> str:

@@ -131,7 +131,7 @@ def auroc(scores: Array, positive: NDArray[np.bool_]) -> float:
 
 
 def auroc_interval(scores: Array, positive: NDArray[np.bool_], groups: NDArray[Any], seed: int) -> tuple[float, float]:
-    """A 95 % percentile interval over resampled families. The probes are not fitted anew: their own luck is left out."""
+    """A 95 % percentile interval over resampled families. Probes are not fitted anew: their own luck is left out."""
     generator = np.random.default_rng(seed)
     families, place = np.unique(groups, return_inverse=True)
     members = [np.flatnonzero(place == family) for family in range(len(families))]
