@@ -16,6 +16,7 @@ from typing import Any
 
 from dcr_ray.data.examples import Split
 from dcr_ray.data.of_study import StudyData, load_study_data
+from dcr_ray.diagnosis.scopes import scope_problems
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.judges.open import judge_problems
 from dcr_ray.judges.run import ANSWERS_FILE, identities_of
@@ -118,6 +119,7 @@ def preflight(
         if machine is not None:
             problems += memory_problems(spec, card, machine)
         problems += _disk_problems(spec, card, root)
+        problems += _dynamics_problems(spec, card)
         problems += method_problems(spec.methods, card, folder, spec.shape.zero_stage)
     if problems:
         raise InputError(problems)
@@ -134,8 +136,23 @@ def preflight(
         judge_identities=judge_identities,
         model=spec.model,
         untied=needs_untied_head(spec.methods, card),
+        dynamics=spec.dynamics if split == "search" else None,
     )
     return Ready(spec, study_dir, cache_dir, report_folder(spec), tracking_uri, inputs)
+
+
+def _dynamics_problems(spec: StudySpec, card: ModelCard) -> list[Problem]:
+    if spec.dynamics is None:
+        return []
+    layer = min(card.layers, max(1, round(spec.dynamics.layer_depth * card.layers)))
+    problems = [
+        Problem(f"dynamics.{p.where}", p.found, p.allowed, p.fix)
+        for p in scope_problems(spec.dynamics.scopes, layer, card.layers)
+    ]
+    if spec.shape.zero_stage == 3:
+        fix = "Rank 0 gathers the whole model at each look: use a stage below 3, or leave `dynamics` out."
+        problems.append(Problem("dynamics", "shape.zero_stage 3", "0 to 2", fix))
+    return problems
 
 
 def machine_for(address: str | None) -> Machine | None:

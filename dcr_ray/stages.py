@@ -7,6 +7,7 @@ micro-batch are left out, since they change a result by rounding only; precision
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,8 +27,9 @@ from dcr_ray.methods.jobs import EditJob
 from dcr_ray.models import ModelCard
 from dcr_ray.recipe import Recipe, ScansRecipe
 from dcr_ray.shape import Shape
-from dcr_ray.study import EvaluationSpec
+from dcr_ray.study import DynamicsSpec, EvaluationSpec
 from dcr_ray.train.jobs import DcrJob, SftJob
+from dcr_ray.train.watch import Watch
 
 STAGE_VERSIONS = {"dcr": 1, "sft": 1, "edit": 1, "generate": 1, "judge": 2}
 """Raised when a stage's algorithm changes what it computes, so that older records no longer serve."""
@@ -93,6 +95,7 @@ class StudyInputs:
     """The model's name, by which a node that does not see `model_dir` finds it."""
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
+    dynamics: DynamicsSpec | None = None
     untied: bool = False
     """Whether engines hold the head of a tied model apart, since a method of the study changes the embedding alone."""
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -169,6 +172,7 @@ class StudyInputs:
                 shape=self.shape,
                 general=general,
                 sources=sources,
+                watch=self._watch(recipe),
             )
 
         return self._task("dcr", "train", slug, identity, trial, job)
@@ -201,6 +205,7 @@ class StudyInputs:
                 output_dir=output_dir,
                 shape=self.shape,
                 canary_prompts=CANARY_PROMPTS,
+                watch=self._watch(recipe),
             )
 
         return self._task("sft", "train", slug, identity, trial, job)
@@ -287,12 +292,43 @@ class StudyInputs:
         return self._texts[name]
 
     def _training_identity(self, recipe: Recipe) -> dict[str, Any]:
-        return {
+        identity = {
             "model": self.model_identity,
             "system_prompt": recipe.system_prompt,
             "seed": recipe.seed,
             "precision": self.shape.precision,
         }
+        if self.dynamics is not None:
+            # It changes no weight, but a stage that was not watched has no looks to give.
+            identity["dynamics"] = self.dynamics.model_dump(mode="json")
+        return identity
+
+    def _watch(self, recipe: Recipe) -> Watch | None:
+        """What the study's dynamics look at: prompts of the search split, evenly spread over its sets."""
+        if (spec := self.dynamics) is None:
+            return None
+        data = self.data
+        texts = {
+            "general": [pair.prompt for pair in data.capability],
+            "seemingly_toxic": [prompt.text for prompt in data.held_out_seemingly_toxic],
+            "toxic": [prompt.text for prompt in data.held_out_toxic],
+        }
+        layers = self.card.layers
+        return Watch(
+            {name: tuple(_spread(each, spec.prompts)) for name, each in texts.items()},
+            spec.looks,
+            spec.kernel_prompts,
+            spec.kernel_groups,
+            spec.scopes,
+            min(layers, max(1, round(spec.layer_depth * layers))),
+            recipe.system_prompt,
+        )
+
+
+def _spread(items: list[str], most: int) -> list[str]:
+    """At most so many in a fixed shuffled order of evenly spread ones: any first few are spread too."""
+    kept = items if len(items) <= most else [items[place * len(items) // most] for place in range(most)]
+    return random.Random(0).sample(kept, len(kept))
 
 
 def _task(

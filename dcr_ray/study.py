@@ -185,6 +185,17 @@ class Resources(_Section):
     kv_cache_mib: int = Field(256, ge=16, description="vLLM's cache of keys and values, on the CPU")
 
 
+class DynamicsSpec(_Section):
+    """Looks into training: refusals and kernels of held-out prompts at some steps of every DCR and SFT stage."""
+
+    looks: int = Field(6, ge=1, le=200, description="a stage, besides the one before its first step")
+    prompts: int = Field(24, ge=2, description="of each class, for the probability of refusal")
+    kernel_prompts: int = Field(8, ge=0, description="of each class, for the kernel; 0 leaves it out")
+    kernel_groups: int = Field(1, ge=1, description="of 4 probes each, the same ones at every look")
+    scopes: tuple[str, ...] = Field(("all", "trunk", "last2+head"), min_length=1)
+    layer_depth: float = Field(0.5, gt=0, le=1, description="l/L that parts trunk and tail")
+
+
 class ConfirmSpec(_Section):
     """What a confirmation claims, declared before its test split is opened."""
 
@@ -227,6 +238,7 @@ class StudySpec(_Section):
         (StringSpec(),), min_length=1, description="the first one's verdicts steer the search; all are in the outcomes"
     )
     confirm: ConfirmSpec = ConfirmSpec()
+    dynamics: DynamicsSpec | None = Field(None, description="looks into training; none is not to look")
     shape: Shape = Shape()
     resources: Resources = Resources()
     budget: BudgetSpec = BudgetSpec()

@@ -19,7 +19,8 @@ from dcr_ray.train.dcr import run_dcr
 from dcr_ray.train.jobs import DcrJob, SftJob, StageStopped
 from dcr_ray.train.run import run_training_stage
 from dcr_ray.train.sft import run_sft
-from tests.train_models import GENERAL, broken_model, dcr_job, sft_job, tiny_model
+from dcr_ray.train.watch import Watch
+from tests.train_models import GENERAL, SEEMINGLY_TOXIC, TOXIC, broken_model, dcr_job, sft_job, tiny_model
 
 CUT_BY_TWO = (("dcr", 2), ("sft", 3), ("lora", 3))
 CUT_BY_ONE = (("sft", 2), ("dcr", 3))
@@ -45,7 +46,8 @@ def jobs(model_dir: str, folder: Path, zero_stage: int) -> dict:
 
 def with_general_prompts(job: DcrJob) -> DcrJob:
     sources = {"seemingly_toxic": ("a", "b") * 6, "toxic": ("b", "a") * 10, "general": ("c",) * 5}
-    return replace(job, general=tuple(prompt for prompt, _ in GENERAL[:5]), sources=sources)
+    watch = Watch({"toxic": TOXIC[:2], "seemingly_toxic": SEEMINGLY_TOXIC[:2]}, 2, 0, 1, ("all",), 2, None)
+    return replace(job, general=tuple(prompt for prompt, _ in GENERAL[:5]), sources=sources, watch=watch)
 
 
 def stop_after_one_step(job: DcrJob | SftJob) -> None:
@@ -124,6 +126,9 @@ def assert_same(results: dict, into: Path, name: str, runs: tuple[Path, dict, di
     file = "trunk.safetensors" if name.startswith("dcr") else "model.safetensors"
     expected, weights = load_file(folder / "alone" / name / file), load_file(into / name / file)
     assert weights.keys() == expected.keys()
+    for one, other in zip(results.get("dynamics", ()), alone[name].get("dynamics", ()), strict=True):
+        assert one["step"] == other["step"]
+        assert one["refusal"]["toxic"]["mean"] == pytest.approx(other["refusal"]["toxic"]["mean"], rel=1e-3)
     for key in expected:
         torch.testing.assert_close(weights[key], expected[key], rtol=1e-3, atol=5e-5)
 

@@ -25,6 +25,7 @@ from dcr_ray.diagnosis.gradients import Grams, Lora, gradient_grams
 from dcr_ray.diagnosis.opened import Opened
 from dcr_ray.diagnosis.products import head_products, refusal_products, rest_products
 from dcr_ray.diagnosis.ratios import PAIRS, PairRatios, pair_ratios
+from dcr_ray.diagnosis.refusal import last_states
 from dcr_ray.diagnosis.scopes import Scope, scope_of, scope_problems
 from dcr_ray.errors import InputError, Problem
 
@@ -176,7 +177,7 @@ def _refusal(
 ) -> dict[str, dict[str, float]]:
     """Mean cosine, by scope and pair of classes, of the gradients of log P(the first token is one of these)."""
     head = opened.head
-    logits = _last_states(opened, rows) @ head.T
+    logits = last_states(opened, rows) @ head.T
     cotangents = logit_cotangents(logits, refusal_tokens)
     grams = gradient_grams(opened, rows, (cotangents @ head)[None], lora=lora)
     labels = np.array(classes)
@@ -201,15 +202,6 @@ def logit_cotangents(logits: Tensor, tokens: frozenset[int]) -> Tensor:
     chosen = sorted(tokens)
     inside[:, chosen] = probabilities[:, chosen]
     return inside / inside.sum(-1, keepdim=True) - probabilities
-
-
-def _last_states(opened: Opened, rows: Sequence[Sequence[int]]) -> Tensor:
-    states = []
-    with torch.no_grad():
-        for row in rows:
-            ids = torch.tensor([list(row)], device=opened.device)
-            states.append(opened.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1])
-    return torch.stack(states)
 
 
 def _check(prompts: Mapping[str, Sequence[Sequence[int]]], scopes: Sequence[str], layer: int, layers: int) -> None:

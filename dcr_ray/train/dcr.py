@@ -26,6 +26,7 @@ from dcr_ray.train.base import fresh_trunk
 from dcr_ray.train.checkpoint import Progress, remove_checkpoints
 from dcr_ray.train.chunks import Chunk, divide
 from dcr_ray.train.clock import Clock
+from dcr_ray.train.dynamics import Dynamics
 from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
@@ -44,7 +45,7 @@ from dcr_ray.train.sampler import BalancedSampler
 from dcr_ray.train.schedule import learning_rate
 from dcr_ray.train.separability import held_out_figures
 from dcr_ray.train.tokens import folder_stamp, prompt_tokens
-from dcr_ray.train.trunk import PooledStates, write_trunk
+from dcr_ray.train.trunk import PooledStates, trained_tensors, write_trunk
 from dcr_ray.train.world import World, joined_world
 
 FIGURE_PROMPTS = 64
@@ -93,6 +94,15 @@ def run_dcr(
             with clock.measure("figures"):
                 metrics = _figures(step, _base_states(step, job, layer, frozen, precision), "base_")
                 step.keep_general_states()
+                dynamics = _dynamics(job, engine, trunk, sampler.steps)
+            standstill = _standstill(step, clock)
+
+            def after_step(progress: Progress) -> bool:
+                if dynamics:
+                    with clock.measure("figures"):
+                        dynamics.look(progress.step)
+                return standstill(progress)
+
             progress = run_steps(
                 engine,
                 step,
@@ -105,11 +115,12 @@ def run_dcr(
                 clock=clock,
                 report=report,
                 should_stop=should_stop,
-                enough=_standstill(step, clock),
+                after_step=after_step,
             )
             with clock.measure("figures"):
                 metrics |= _figures(step, step.states(prompts.measured), "")
                 metrics |= step.retained()
+                looks = dynamics.close() if dynamics else None
             with clock.measure("export"):
                 write_trunk(engine, trunk, layer, layers, Path(job.output_dir))
             if world.rank == 0:
@@ -121,7 +132,21 @@ def run_dcr(
             notes.append(f"stopped early after step {progress.step} of {sampler.steps}: {recipe.early_stop} {looks}")
             metrics["early_stop_step"] = float(progress.step)
         flops = dcr_flops(card, layer, progress.tokens, prompts.mean_length, frozen=frozen).model
-        return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
+        found = results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
+        return found if looks is None else found | {"dynamics": looks}
+
+
+def _dynamics(job: DcrJob, engine: TrainingEngine, trunk: Any, steps: int) -> Dynamics | None:
+    """What watches the stage, if anything does, having had its look at the base model."""
+    if job.watch is None:
+        return None
+
+    def tensors() -> dict[str, Tensor]:
+        return trained_tensors(engine, trunk)
+
+    dynamics = Dynamics(job.watch, job.model_dir, steps, Path(job.output_dir), engine.world, tensors)
+    dynamics.look(0)
+    return dynamics
 
 
 class _Prompts:

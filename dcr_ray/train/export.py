@@ -87,6 +87,17 @@ class Export:
         os.replace(partial, self._output_dir / file)
 
 
+def current_tensors(engine: TrainingEngine, model: Any) -> dict[str, Tensor]:
+    """The model's own tensors as they are, adapters merged, by name; empty but on rank 0. All ranks take part."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if plain_name(name) is not None:
+            tensor = merged_weight(engine, model, name, parameter)
+            if engine.world.rank == 0:
+                tensors[plain_name(name)] = tensor
+    return tensors
+
+
 def _shards(model: nn.Module, dtype: torch.dtype) -> list[list[tuple[str, nn.Parameter]]]:
     """The model's own tensors in their order, cut where a file would become too large."""
     shards: list[list[tuple[str, nn.Parameter]]] = [[]]

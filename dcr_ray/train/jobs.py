@@ -10,6 +10,7 @@ from dcr_ray.errors import DcrError
 from dcr_ray.fingerprint import digest
 from dcr_ray.recipe import ContrastiveRecipe, SftRecipe
 from dcr_ray.shape import Shape
+from dcr_ray.train.watch import Watch
 
 Report = Callable[[dict[str, Any]], None]
 """Told of progress on rank 0, about once a second: step, steps, loss, learning_rate."""
@@ -49,6 +50,7 @@ class DcrJob:
     shape: Shape = Shape()
     general: tuple[str, ...] = ()
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ class SftJob:
     output_dir: str
     shape: Shape = Shape()
     canary_prompts: tuple[str, ...] = ()
+    watch: Watch | None = None
 
 
 def job_digest(job: DcrJob | SftJob) -> str:
     """SHA-256 over all that decides the numbers of a job: not where it writes, nor how often it saves."""
-    skipped = {"output_dir", "shape"}
+    skipped = {"output_dir", "shape", "watch"}
     parts = {each.name: getattr(job, each.name) for each in fields(job) if each.name not in skipped}
     return digest({"job": type(job).__name__, **parts, "precision": job.shape.precision})

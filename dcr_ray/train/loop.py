@@ -37,11 +37,12 @@ def run_steps(
     clock: Clock,
     report: Report,
     should_stop: Callable[[], bool],
-    enough: Callable[[Progress], bool] = lambda _: False,
+    after_step: Callable[[Progress], bool] = lambda _: False,
 ) -> Progress:
     """Run all steps, or those that a checkpoint of the same job has left. `should_stop` is asked on rank 0.
 
-    `enough` is asked on every rank after every step, and may end the stage early: all of them must say the same.
+    `after_step` is called on every rank, may look at the model, and ends the stage early where it says so: all of them
+    must say the same.
 
     Raises StageFailed("diverged") on all ranks together where a loss or gradient is not finite, and StageStopped
     after a checkpoint where `should_stop` says so.
@@ -71,7 +72,7 @@ def run_steps(
             stop = should_stop()
         due = time.monotonic() - saved >= shape.checkpoint_seconds
         stop, due = world.from_rank_0((stop, due))
-        if enough(progress):
+        if after_step(progress):
             break
         if step + 1 < steps and (stop or due):
             with clock.measure("checkpoint"):

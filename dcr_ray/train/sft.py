@@ -20,16 +20,17 @@ from dcr_ray.planning.flops import sft_flops
 from dcr_ray.planning.memory import zero3_live_parameters
 from dcr_ray.shape import Shape
 from dcr_ray.train.base import fresh_causal_model, model_of, skeleton, stored_as
-from dcr_ray.train.checkpoint import remove_checkpoints
+from dcr_ray.train.checkpoint import Progress, remove_checkpoints
 from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
+from dcr_ray.train.dynamics import Dynamics
 from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
     memory_failures,
     training_engine,
 )
-from dcr_ray.train.export import Export
+from dcr_ray.train.export import Export, current_tensors
 from dcr_ray.train.head_loss import summed_cross_entropy
 from dcr_ray.train.jobs import Leave, Report, SftJob, job_digest, write_at_once
 from dcr_ray.train.loading import load_divided_model
@@ -120,6 +121,15 @@ def run_sft(
             overlaid = names if stored_as(job.model_dir, DTYPES[precision]) else None
             del trunk
 
+            with clock.measure("figures"):
+                dynamics = _dynamics(job, engine, model, len(plan))
+
+            def after_step(progress: Progress) -> bool:
+                if dynamics:
+                    with clock.measure("figures"):
+                        dynamics.look(progress.step)
+                return False
+
             progress = run_steps(
                 engine,
                 _forward_backward(engine, sequences, plan, shape),
@@ -132,7 +142,9 @@ def run_sft(
                 clock=clock,
                 report=report,
                 should_stop=should_stop,
+                after_step=after_step,
             )
+            looks = dynamics.close() if dynamics else None
             with clock.measure("export"):
                 export = Export(engine, model, tokenizer, DTYPES[precision], output_dir, overlaid)
         del model, module, engine
@@ -154,7 +166,21 @@ def run_sft(
         }
         mean_length = sum(lengths) / len(lengths)
         flops = sft_flops(card, progress.tokens, answer_tokens, mean_length, recipe.lora).model
-        return results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
+        found = results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
+        return found if looks is None else found | {"dynamics": looks}
+
+
+def _dynamics(job: SftJob, engine: TrainingEngine, model: Any, steps: int) -> Dynamics | None:
+    """What watches the stage, if anything does, having had its look at the model that it begins with."""
+    if job.watch is None:
+        return None
+
+    def tensors() -> dict[str, Tensor]:
+        return current_tensors(engine, model)
+
+    dynamics = Dynamics(job.watch, job.model_dir, steps, Path(job.output_dir), engine.world, tensors)
+    dynamics.look(0)
+    return dynamics
 
 
 def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World, trunk: dict[str, Tensor]) -> Any:

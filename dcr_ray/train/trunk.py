@@ -73,14 +73,21 @@ class PooledStates(nn.Module):
         return share @ states.float()
 
 
-def write_trunk(engine: TrainingEngine, trunk: nn.Module, layer: int, layers: int, output_dir: Path) -> None:
-    """Write the trained tensors in fp32 under their names in the full model, on rank 0. All ranks take part."""
+def trained_tensors(engine: TrainingEngine, trunk: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors in fp32 on the CPU, by their names in the full model; empty but on rank 0. All ranks take
+    part."""
     tensors = {}
     for name, parameter in trunk.named_parameters():
         if parameter.requires_grad:
             tensor = engine.full_tensor(parameter)
             if engine.world.rank == 0:
                 tensors[f"{trunk.base_model_prefix}.{name}"] = tensor.to("cpu", torch.float32).contiguous()
+    return tensors
+
+
+def write_trunk(engine: TrainingEngine, trunk: nn.Module, layer: int, layers: int, output_dir: Path) -> None:
+    """Write the trained tensors under their names in the full model, on rank 0. All ranks take part."""
+    tensors = trained_tensors(engine, trunk)
     if engine.world.rank == 0:
         partial = output_dir / f"{TRUNK_FILE}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
