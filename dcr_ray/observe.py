@@ -14,6 +14,7 @@ from typing import Any
 
 from dcr_ray.pareto import pareto_front
 from dcr_ray.recipe import Recipe
+from dcr_ray.report.dynamics_chart import figures_of, looks_of
 from dcr_ray.report.leaderboard import leaderboard
 from dcr_ray.report.progress import RunningStage, Snapshot
 from dcr_ray.study import RATES, StudySpec
@@ -195,6 +196,10 @@ class Observer:
             if stage.name == "judge":
                 # Judged by the trial's coordinator: the broker, which tells of all other stages, never saw it.
                 self._mirror_judge(trial, stage)
+        if self._spec.dynamics is not None:
+            for name, looks in looks_of(trial):
+                for line in looks:
+                    self._tracker.metrics(f"{trial.name}/{name}", figures_of(line), line["step"])
         sample = _generation_sample(trial)
         if sample:
             self._tracker.text(trial.name, sample, "generations.md")

@@ -49,6 +49,11 @@ class SetChoice(_Section):
     polarity: Literal["should_comply", "should_refuse"] | None = None
     limit: int | None = Field(None, ge=1, description="how many rows, the same ones every time; not of a test split")
     test_limit: int | None = Field(None, ge=1, description="how many rows of the test split; none takes all")
+    attack: str | None = Field(
+        None,
+        min_length=1,
+        description="evaluated prompts in templates that talk models round: a family's name, any, or a YAML file",
+    )
 
     @model_validator(mode="after")
     def _described_with_its_file(self) -> SetChoice:
@@ -289,7 +294,7 @@ class StudySpec(_Section):
                 del choice["test_limit"]
                 # Where one's own file lies says nothing either; how it is read does, where it is told.
                 del choice["file"]
-                for told in ("columns", "only", "polarity"):
+                for told in ("columns", "only", "polarity", "attack"):
                     if not choice[told]:
                         del choice[told]
         if not data["train"]["augment"]:
@@ -478,6 +483,8 @@ def _set_metrics(raw: dict[str, Any]) -> tuple[str, ...]:
         entries = evaluate.get(rate)
         for entry in entries if isinstance(entries, list) else [entries]:
             name = entry.get("set") if isinstance(entry, dict) else entry
+            if isinstance(entry, dict) and isinstance(entry.get("attack"), str):
+                name = f"{name}-{Path(entry['attack']).stem}"
             names += [f"{rate}.{name}"] if isinstance(name, str) else []
     return tuple(names)
 

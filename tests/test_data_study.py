@@ -43,6 +43,7 @@ def spec_of(root: Path, fold: int = 0, **changes: Any) -> DataSpec:
         "toxic": "toxic.jsonl",
         "general": "general.jsonl",
         "safety": "safety.jsonl",
+        "augment": [],
         "compliance": "xstest-safe",
         "defense": ["xstest-unsafe", "advbench"],
         "capability": "general.jsonl",

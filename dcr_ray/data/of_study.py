@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dcr_ray.data.attacks import attack_name, attack_problems, templates_of, wrapped
 from dcr_ray.data.dataset import DataSet
 from dcr_ray.data.examples import Pair, Prompt, Split
 from dcr_ray.data.leaks import Dropped, Items, Pool, without_leaks
@@ -62,10 +63,15 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
     left once its leaks are dropped."""
     kept, dropped = load_pools(spec)
     chosen = chosen_sets(spec, [])
+    attacked = {name: (one.attack, templates_of(one.attack, spec.root)) for name, one in _attacked(chosen).items()}
+
+    def in_templates(rows: Items) -> Items:
+        return tuple(wrapped(row, *attacked[row.source]) if row.source in attacked else row for row in rows)
+
     trained_on = _trained_files(chosen)
     return StudyData(
         **{field: kept["train", field] for field in TRAINED},
-        **{field: kept[split, field] for field in EVALUATED},
+        **{field: in_templates(kept[split, field]) for field in EVALUATED},
         split=split,
         held_out_seemingly_toxic=kept["search", "compliance"],
         held_out_toxic=kept["search", "defense"],
@@ -88,7 +94,7 @@ def load_pools(spec: DataSpec) -> tuple[dict[Pool, Items], list[Dropped]]:
     pools = {(part, field): _load(spec, part, field, chosen, problems) for part, field in order}
     if problems:
         raise InputError(problems)
-    kept, dropped = without_leaks(pools)
+    kept, dropped = without_leaks(pools, {name: one.data_set.name for name, one in _attacked(chosen).items()})
     fix = "Choose other sets; `dcr-ray data ledger` lists what they share."
     problems = [
         Problem(
@@ -119,6 +125,9 @@ def chosen_sets(spec: DataSpec, problems: list[Problem]) -> dict[str, list[Chose
             except InputError as error:
                 problems += _placed(field, error)
                 continue
+            if choice.attack is not None:
+                problems += _attack_problems(field, data_set.name, choice.attack, spec.root)
+                data_set = dataclasses.replace(data_set, name=f"{data_set.name}-{attack_name(choice.attack)}")
             name = data_set.name
             if data_set.polarity not in (None, wanted):
                 found = f"'{name}', whose prompts a good model {_GOOD_MODEL[data_set.polarity]}"
@@ -163,6 +172,34 @@ def _source_of(chosen: dict[str, list[Chosen]]) -> dict[str, str]:
     files = sorted({(data_set.name, data_set.file) for of_field in chosen.values() for data_set, _ in of_field})
     first: dict[str, str] = {}
     return {name: first.setdefault(file, name) for name, file in files}
+
+
+class _Attacked(NamedTuple):
+    """A wrapped set: the set that it wraps, and by what."""
+
+    data_set: DataSet
+    attack: str
+
+
+def _attacked(chosen: dict[str, list[Chosen]]) -> dict[str, _Attacked]:
+    """The wrapped sets by their names."""
+    return {
+        data_set.name: _Attacked(set_of(choice), choice.attack)
+        for of_field in chosen.values()
+        for data_set, choice in of_field
+        if choice.attack is not None
+    }
+
+
+def _attack_problems(field: str, name: str, attack: str, root: str | None) -> list[Problem]:
+    if field not in ("compliance", "defense"):
+        found = f"'{attack}' on {name}"
+        fix = "Attacks are for what a model is asked, under data.evaluate.compliance and defense."
+        return [Problem(f"{_path(field)} (attack)", found, "no attack here", fix)]
+    return [
+        Problem(f"{_path(field)} ({problem.where})", problem.found, problem.allowed, problem.fix)
+        for problem in attack_problems(attack, root)
+    ]
 
 
 def _path(field: str) -> str:

@@ -21,7 +21,7 @@ def draw_kernels(kernels: Mapping[str, Any], path: Path) -> Path:
     """
     first = next(iter(kernels.values()))
     scopes = list(first.ratios)
-    with light_sheet(1.2 + 2.1 * len(scopes), 3.4, path) as figure:
+    with light_sheet(1.2 + 2.7 * len(scopes), 3.4, path) as figure:
         panels = figure.subplots(1, len(scopes), squeeze=False, sharey=True)[0]
         for axes, scope in zip(panels, scopes, strict=True):
             for place, (name, kernel) in enumerate(kernels.items()):
@@ -54,8 +54,9 @@ _LINES = (
 
 def draw_separability(models: Mapping[str, Sequence[Any]], path: Path) -> Path:
     """A row for each model (name -> its layers): probes' AUROC with their control, cosines, alignment to the other."""
-    with light_sheet(9.6, 0.6 + 2.5 * len(models), path) as figure:
-        rows = figure.subplots(len(models), 3, squeeze=False)
+    aligned = any(layer.cka is not None for layers in models.values() for layer in layers)
+    with light_sheet(9.6 if aligned else 6.8, 0.6 + 2.5 * len(models), path) as figure:
+        rows = figure.subplots(len(models), 3 if aligned else 2, squeeze=False)
         for axes, (name, layers) in zip(rows, models.items(), strict=True):
             x = [layer.layer for layer in layers]
             axes[0].fill_between(
@@ -70,9 +71,10 @@ def draw_separability(models: Mapping[str, Sequence[Any]], path: Path) -> Path:
             _line(axes[1], x, [layer.within_cosine for layer in layers], "cosine within a class", VERMILLION, "-")
             _line(axes[1], x, [layer.across_cosine for layer in layers], "across classes", PURPLE, "-")
             axes[1].set_ylabel("mean cosine, centred")
-            _line(axes[2], x, [layer.cka for layer in layers], "alignment (CKA) to the other model", GREEN, "-")
-            axes[2].set_ylim(-0.05, 1.05)
-            axes[2].set_ylabel("CKA")
+            if aligned:
+                _line(axes[2], x, [layer.cka for layer in layers], "alignment (CKA) to the other model", GREEN, "-")
+                axes[2].set_ylim(-0.05, 1.05)
+                axes[2].set_ylabel("CKA")
             for panel in axes:
                 panel.set_xlabel("layer")
         legend_above(figure, [panel for axes in rows for panel in axes])

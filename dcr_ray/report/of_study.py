@@ -11,6 +11,7 @@ from dcr_ray.data.ledger import read_ledger
 from dcr_ray.gathered import OUTCOMES_FILE
 from dcr_ray.outcomes import Outcomes
 from dcr_ray.preflight import study_folder
+from dcr_ray.report.dynamics_chart import dynamics_section
 from dcr_ray.report.judging import judges_section
 from dcr_ray.report.ledger import ledger_markdown
 from dcr_ray.report.markdown import write_report
@@ -36,13 +37,19 @@ def write_study_report(spec: StudySpec, journal: Any, trials: list[Trial], folde
         budget=searched + (f", halved on {spec.halving.metric}" if spec.halving else "") + limits,
         importances=importances(journal),
         notes=[f"The study has not ended: {stopped}."] if stopped else [],
-        further=_further_sections(spec, trials, study_folder(spec)),
+        further=_further_sections(spec, trials, study_folder(spec), folder),
     )
 
 
-def _further_sections(spec: StudySpec, trials: list[Trial], study_dir: Path) -> list[tuple[str, str]]:
-    """What needs the outcomes and the ledger, where the study has left them."""
+def _further_sections(spec: StudySpec, trials: list[Trial], study_dir: Path, folder: Path) -> list[tuple[str, str]]:
+    """What needs the outcomes, the ledger and the looks into training, where the study has left them."""
     sections = []
+    chart = folder / "dynamics.png"
+    chart.unlink(missing_ok=True)
+    if spec.dynamics is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if dynamics := dynamics_section(trials, chart):
+            sections.append(("Learning dynamics", dynamics))
     file = study_dir / OUTCOMES_FILE
     outcomes = Outcomes.read(file) if file.is_file() else None
     if outcomes is not None and len(outcomes) and (found := selected_trial(spec, outcomes, trials)):
