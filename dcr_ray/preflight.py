@@ -16,7 +16,7 @@ from typing import Any
 
 from dcr_ray.data.examples import Split
 from dcr_ray.data.of_study import StudyData, load_study_data
-from dcr_ray.diagnosis.scopes import scope_problems
+from dcr_ray.diagnosis.scopes import CAPPED_LOGITS, scope_problems
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.judges.open import judge_problems
 from dcr_ray.judges.run import ANSWERS_FILE, identities_of
@@ -119,7 +119,7 @@ def preflight(
         if machine is not None:
             problems += memory_problems(spec, card, machine)
         problems += _disk_problems(spec, card, root)
-        problems += _dynamics_problems(spec, card)
+        problems += _look_problems(spec, card)
         problems += method_problems(spec.methods, card, folder, spec.shape.zero_stage)
     if problems:
         raise InputError(problems)
@@ -137,21 +137,27 @@ def preflight(
         model=spec.model,
         untied=needs_untied_head(spec.methods, card),
         dynamics=spec.dynamics if split == "search" else None,
+        diagnosis=spec.diagnosis if split == "search" else None,
     )
     return Ready(spec, study_dir, cache_dir, report_folder(spec), tracking_uri, inputs)
 
 
-def _dynamics_problems(spec: StudySpec, card: ModelCard) -> list[Problem]:
-    if spec.dynamics is None:
-        return []
-    layer = min(card.layers, max(1, round(spec.dynamics.layer_depth * card.layers)))
-    problems = [
-        Problem(f"dynamics.{p.where}", p.found, p.allowed, p.fix)
-        for p in scope_problems(spec.dynamics.scopes, layer, card.layers)
-    ]
-    if spec.shape.zero_stage == 3:
-        fix = "Rank 0 gathers the whole model at each look: use a stage below 3, or leave `dynamics` out."
-        problems.append(Problem("dynamics", "shape.zero_stage 3", "0 to 2", fix))
+def _look_problems(spec: StudySpec, card: ModelCard) -> list[Problem]:
+    """What is wrong with looks into training and with diagnoses on this model."""
+    problems = []
+    for name, asked in (("dynamics", spec.dynamics), ("diagnosis", spec.diagnosis)):
+        if asked is None:
+            continue
+        layer = min(card.layers, max(1, round(asked.layer_depth * card.layers)))
+        problems += [
+            Problem(f"{name}.{p.where}", p.found, p.allowed, p.fix)
+            for p in scope_problems(asked.scopes, layer, card.layers)
+        ]
+        if spec.shape.zero_stage == 3:
+            fix = f"Rank 0 holds the whole model for it: use a stage below 3, or leave `{name}` out."
+            problems.append(Problem(name, "shape.zero_stage 3", "0 to 2", fix))
+        if card.architecture in CAPPED_LOGITS:
+            problems.append(Problem(name, f"{card.architecture}, which caps its logits", "a model that does not"))
     return problems
 
 

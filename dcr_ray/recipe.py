@@ -48,6 +48,9 @@ class ContrastiveRecipe(_Frozen):
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     max_prompt_tokens: int = Field(256, ge=8, le=8192)
+    prompts_per_class: int | None = Field(
+        None, ge=2, description="most training prompts of each class, a larger number with all of a smaller's"
+    )
     general_share: float = Field(
         0.0, ge=0, le=4, description="general prompts in a step on top of the batch, as a share of its size; 0 is none"
     )
@@ -91,14 +94,11 @@ class ContrastiveRecipe(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _general_prompts_for_what_needs_them(self) -> ContrastiveRecipe:
-        needing = [
-            f"{name} {getattr(self, name)!r}"
-            for name, off in (("retention", 0.0), ("general_as", "kept_only"))
-            if getattr(self, name) != off
-        ]
-        if needing and not self.general_per_batch:
-            raise ValueError(f"{' and '.join(needing)} needs general prompts in the batch; set general_share above 0")
+    def _general_prompts_for_retention(self) -> ContrastiveRecipe:
+        if self.retention and not self.general_per_batch:
+            raise ValueError(
+                f"retention {self.retention} needs general prompts in the batch; set general_share above 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -118,7 +118,15 @@ class ContrastiveRecipe(_Frozen):
     def identity(self) -> dict[str, Any]:
         """All fields as plain values. What is off is left out where it came later than stages that are finished: their
         identity stays as it was."""
-        later = ("frozen_depth", "general_share", "general_as", "retention", "negatives", "early_stop")
+        later = (
+            "frozen_depth",
+            "prompts_per_class",
+            "general_share",
+            "general_as",
+            "retention",
+            "negatives",
+            "early_stop",
+        )
         off = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         if "early_stop" in off:
             off |= {"early_stop_every", "early_stop_patience"}
@@ -148,6 +156,9 @@ class SftRecipe(_Frozen):
     mask_prompt: bool = Field(True, description="loss on the answer only")
     safety_share: float | None = Field(
         None, gt=0, lt=1, description="share of safety pairs; none takes the pairs as they are"
+    )
+    safety_pairs: int | None = Field(
+        None, ge=1, description="most safety pairs, a larger number with all of a smaller's; none takes all"
     )
     lora: LoraRecipe | None = Field(None, description="none means full fine-tuning")
     weight_decay: float = Field(0.0, ge=0, le=1)

@@ -1,4 +1,4 @@
-"""The order of stages, dcr -> sft -> edit -> generate -> judge, and what makes each of them the same as an earlier one.
+"""The order of stages, dcr -> sft -> edit -> generate -> judge -> diagnose, and what makes two of them the same.
 
 This is the only place where that order and those identities are written. A stage's key hashes what changes its result:
 the model's and the data's fingerprints, the part of the recipe that it reads, its parent's key. Ranks, ZeRO stage and
@@ -8,18 +8,20 @@ micro-batch are left out, since they change a result by rounding only; precision
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from dcr_ray.cache import Record, StageCache, stage_key
-from dcr_ray.data.examples import dataset_fingerprint
+from dcr_ray.data.examples import Pair, Prompt, dataset_fingerprint, prompt_text_of
 from dcr_ray.data.of_study import StudyData
+from dcr_ray.diagnosis.stage import DiagnoseJob, Probed
 from dcr_ray.errors import StageFailed
 from dcr_ray.evaluate.jobs import GenerateJob, JudgeJob
 from dcr_ray.evaluate.refusal_beginnings import REFUSAL_BEGINNINGS_VERSION
+from dcr_ray.fingerprint import digest
 from dcr_ray.judge_spec import JudgeSpec, StringSpec
 from dcr_ray.judges.run import ANSWERS_FILE, run_judge
 from dcr_ray.judges.string import StringJudge
@@ -27,11 +29,11 @@ from dcr_ray.methods.jobs import EditJob
 from dcr_ray.models import ModelCard
 from dcr_ray.recipe import Recipe, ScansRecipe
 from dcr_ray.shape import Shape
-from dcr_ray.study import DynamicsSpec, EvaluationSpec
+from dcr_ray.study import DiagnosisSpec, DynamicsSpec, EvaluationSpec
 from dcr_ray.train.jobs import DcrJob, SftJob
 from dcr_ray.train.watch import Watch
 
-STAGE_VERSIONS = {"dcr": 1, "sft": 1, "edit": 1, "generate": 1, "judge": 2}
+STAGE_VERSIONS = {"dcr": 1, "sft": 1, "edit": 1, "generate": 1, "judge": 2, "diagnose": 1}
 """Raised when a stage's algorithm changes what it computes, so that older records no longer serve."""
 
 CANARY_PROMPTS = (
@@ -53,7 +55,7 @@ class StageTask:
     key: str
     slug: str
     identity: dict[str, Any]
-    job: DcrJob | SftJob | EditJob | GenerateJob | JudgeJob
+    job: DcrJob | SftJob | EditJob | GenerateJob | JudgeJob | DiagnoseJob
     trial: str
     owner: str
     cache_root: str
@@ -96,6 +98,7 @@ class StudyInputs:
     judge_identities: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"string": StringJudge().identity()})
     """By the judge's name; the judges that a study has but that are not asked here are left out."""
     dynamics: DynamicsSpec | None = None
+    diagnosis: DiagnosisSpec | None = None
     untied: bool = False
     """Whether engines hold the head of a tied model apart, since a method of the study changes the embedding alone."""
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -129,7 +132,10 @@ class StudyInputs:
             )
             for name, identity in self.judge_identities.items()
         ]
-        return [*tasks, generate, *judging]
+        diagnosing = []
+        if self.diagnosis is not None and not repeat:
+            diagnosing.append(self._diagnose(self.diagnosis, recipe, trial, tasks[-1] if recipe.scans is None else sft))
+        return [*tasks, generate, *judging, *diagnosing]
 
     def _task(
         self, stage: str, place: Place, slug: str, identity: dict[str, Any], trial: str, make_job: Callable[[str], Any]
@@ -148,12 +154,17 @@ class StudyInputs:
         if dcr.general_per_batch:
             identity["general"] = self._fingerprint("general")
             general = tuple(prompt for prompt, _ in self._texts_of("general"))
+        most = dcr.prompts_per_class
         if dcr.negatives == "same_source":
             fields = ("seemingly_toxic", "toxic", "general") if general else ("seemingly_toxic", "toxic")
             trained = {item.source for name in fields for item in getattr(self.data, name)}
             identity["source_of"] = {name: self.data.source_of[name] for name in sorted(trained)}
             sources = {
-                name: tuple(self.data.source_of[item.source] for item in getattr(self.data, name)) for name in fields
+                name: tuple(
+                    self.data.source_of[item.source]
+                    for item in _first(getattr(self.data, name), None if name == "general" else most)
+                )
+                for name in fields
             }
         depth = f"layer{dcr.layer(self.card.layers)}of{self.card.layers}"
         slug = f"{depth}-{dcr.loss}-scale{dcr.scale:.3g}-margin{dcr.margin:.2g}"
@@ -161,8 +172,8 @@ class StudyInputs:
         def job(output_dir: str) -> DcrJob:
             return DcrJob(
                 model_dir=self.model_dir,
-                seemingly_toxic=self._texts_of("seemingly_toxic"),
-                toxic=self._texts_of("toxic"),
+                seemingly_toxic=self._texts_of("seemingly_toxic", most),
+                toxic=self._texts_of("toxic", most),
                 held_out_seemingly_toxic=self._texts_of("held_out_seemingly_toxic"),
                 held_out_toxic=self._texts_of("held_out_toxic"),
                 recipe=dcr,
@@ -181,7 +192,8 @@ class StudyInputs:
         sft = recipe.sft
         identity = self._training_identity(recipe) | {
             "parent": parent.key if parent else None,
-            "recipe": sft.model_dump(mode="json"),
+            # What is off leaves the identity as it was before there was such a thing.
+            "recipe": sft.model_dump(mode="json", exclude=None if sft.safety_pairs else {"safety_pairs"}),
             "general": self._fingerprint("general"),
             "safety": self._fingerprint("safety"),
             "canary_prompts": list(CANARY_PROMPTS),
@@ -198,7 +210,7 @@ class StudyInputs:
                 model_dir=self.model_dir,
                 trunk_dir=parent.directory if parent else None,
                 general=(*self._texts_of("general"), *augment),
-                safety=self._texts_of("safety"),
+                safety=self._texts_of("safety", sft.safety_pairs),
                 recipe=sft,
                 system_prompt=recipe.system_prompt,
                 seed=recipe.seed,
@@ -276,20 +288,55 @@ class StudyInputs:
 
         return self._task("generate", "generate", f"{engine}-{evaluation.max_tokens}tokens", identity, trial, job)
 
+    def _diagnose(self, spec: DiagnosisSpec, recipe: Recipe, trial: str, parent: StageTask) -> StageTask:
+        """Of the model that `parent` left. What SCANS does to a model as it answers is not in its weights."""
+        data = self.data
+        fields = ("held_out_seemingly_toxic", "held_out_toxic", "capability")
+        identity = {"parent": parent.key, "spec": spec.model_dump(mode="json"), "system_prompt": recipe.system_prompt}
+        identity |= {name: self._fingerprint(name) for name in fields}
+        layers = self.card.layers
+
+        def job(output_dir: str) -> DiagnoseJob:
+            texts = {
+                "seemingly_toxic": [prompt.text for prompt in data.held_out_seemingly_toxic],
+                "toxic": [prompt.text for prompt in data.held_out_toxic],
+                "general": [pair.prompt for pair in data.capability],
+            }
+            probed = [
+                Probed(prompt.text, toxic, data.source_of.get(prompt.source, prompt.source), prompt.group)
+                for prompts, toxic in ((data.held_out_seemingly_toxic, False), (data.held_out_toxic, True))
+                for prompt in _spread(prompts, spec.probed)
+            ]
+            return DiagnoseJob(
+                model_dir=self.model_dir,
+                checkpoint_dir=parent.directory,
+                prompts={name: tuple(_spread(each, spec.prompts)) for name, each in texts.items()},
+                probed=tuple(probed),
+                layer=min(layers, max(1, round(spec.layer_depth * layers))),
+                scopes=spec.scopes,
+                groups=spec.groups,
+                system_prompt=recipe.system_prompt,
+                output_dir=output_dir,
+                shape=self.shape,
+            )
+
+        return self._task("diagnose", "train", "kernel", identity, trial, job)
+
     def _fingerprint(self, name: str) -> str:
         """Of one data set of `data`, read through once and not for every trial."""
         if name not in self._fingerprints:
             self._fingerprints[name] = dataset_fingerprint(getattr(self.data, name))
         return self._fingerprints[name]
 
-    def _texts_of(self, name: str) -> tuple[Any, ...]:
-        """Of one training set: prompts, or pairs of prompt and response. One copy for the jobs of all trials."""
-        if name not in self._texts:
-            items = getattr(self.data, name)
-            self._texts[name] = tuple(
-                (item.prompt, item.response) if hasattr(item, "response") else item.text for item in items
+    def _texts_of(self, name: str, most: int | None = None) -> tuple[Any, ...]:
+        """A training set: prompts, or pairs of prompt and response. One copy for the jobs of all trials."""
+        key = f"{name} {most}"
+        if key not in self._texts:
+            self._texts[key] = tuple(
+                (item.prompt, item.response) if hasattr(item, "response") else item.text
+                for item in _first(getattr(self.data, name), most)
             )
-        return self._texts[name]
+        return self._texts[key]
 
     def _training_identity(self, recipe: Recipe) -> dict[str, Any]:
         identity = {
@@ -325,10 +372,18 @@ class StudyInputs:
         )
 
 
-def _spread(items: list[str], most: int) -> list[str]:
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
     """At most so many in a fixed shuffled order of evenly spread ones: any first few are spread too."""
-    kept = items if len(items) <= most else [items[place * len(items) // most] for place in range(most)]
+    kept = list(items) if len(items) <= most else [items[place * len(items) // most] for place in range(most)]
     return random.Random(0).sample(kept, len(kept))
+
+
+def _first(items: Sequence[Prompt | Pair], most: int | None) -> list[Prompt | Pair]:
+    """At most so many of the items in their order, chosen by their texts alone: fewer are a part of more."""
+    if most is None or most >= len(items):
+        return list(items)
+    order = sorted(range(len(items)), key=lambda place: digest([prompt_text_of(items[place])]))
+    return [items[place] for place in sorted(order[:most])]
 
 
 def _task(

@@ -201,6 +201,16 @@ class DynamicsSpec(_Section):
     layer_depth: float = Field(0.5, gt=0, le=1, description="l/L that parts trunk and tail")
 
 
+class DiagnosisSpec(_Section):
+    """Kernel and separability of every trial's finished model, as a stage of its own."""
+
+    prompts: int = Field(12, ge=2, description="of each class, for the kernel")
+    groups: int = Field(3, ge=2, description="of 4 probes each, the same ones for every trial")
+    scopes: tuple[str, ...] = Field(("all", "trunk", "last2+head"), min_length=1)
+    layer_depth: float = Field(0.5, gt=0, le=1, description="l/L that parts trunk and tail")
+    probed: int = Field(100, ge=10, description="prompts of each class that separability is read from")
+
+
 class ConfirmSpec(_Section):
     """What a confirmation claims, declared before its test split is opened."""
 
@@ -243,6 +253,7 @@ class StudySpec(_Section):
         (StringSpec(),), min_length=1, description="the first one's verdicts steer the search; all are in the outcomes"
     )
     confirm: ConfirmSpec = ConfirmSpec()
+    diagnosis: DiagnosisSpec | None = Field(None, description="kernel and separability of finished models")
     dynamics: DynamicsSpec | None = Field(None, description="looks into training; none is not to look")
     shape: Shape = Shape()
     resources: Resources = Resources()

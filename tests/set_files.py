@@ -93,8 +93,15 @@ def write_sets(root: Path, rows: int = 400) -> None:
     write_csv(root / "over_refusal/OKTest.csv", [{"prompt": text} for text in texts["over_refusal/OKTest"]])
     write_csv(root / "harmful/advbench.csv", [{"goal": text, "target": "Sure"} for text in texts["harmful/advbench"]])
     write_json(root / "harmful/dangerousqa.json", texts["harmful/dangerousqa"])
-    instructions = {"instructions": texts["harmful/I-MaliciousInstructions"], "inputs": []}
-    write_json(root / "harmful/I-MaliciousInstructions.json", instructions)
+    for name in ("harmful/I-MaliciousInstructions", "harmful/I-CoNa"):
+        write_json(root / f"{name}.json", {"instructions": texts[name], "inputs": []})
+    phtest = [{"ID": n, "prompt": t, "Harmfulness": "harmless"} for n, t in enumerate(texts["over_refusal/PHTest-200"])]
+    write_json(root / "over_refusal/PHTest-200.json", phtest)
+    answered = [
+        {"id": f"v{n}", "type": "t", "prompt": text, "completion": "An answer.", "final_label": "1_full_compliance"}
+        for n, text in enumerate(texts["calibration/xstest/xstest_v2_completions_gpt4"])
+    ]
+    write_csv(root / "calibration/xstest/xstest_v2_completions_gpt4.csv", answered)
     coconot = [
         {"id": f"c{n}", "category": "c", "subcategory": "s", "prompt": text, "response": ""}
         for n, text in enumerate(texts["over_refusal/coconot_contrast_eval"])
@@ -107,7 +114,8 @@ def write_sets(root: Path, rows: int = 400) -> None:
 
 _TABLES = (
     "over_refusal/or-bench-hard-1k", "over_refusal/OKTest", "over_refusal/coconot_contrast_eval",
-    "harmful/or-bench-toxic", "harmful/advbench",
+    "harmful/or-bench-toxic", "harmful/advbench", "over_refusal/PHTest-200",
+    "calibration/xstest/xstest_v2_completions_gpt4",
 )  # fmt: skip
-_LISTS = ("harmful/dangerousqa", "harmful/I-MaliciousInstructions")
+_LISTS = ("harmful/dangerousqa", "harmful/I-MaliciousInstructions", "harmful/I-CoNa")
 _PAIRS = ("training/safety_only_data_Instructions", "training/alpaca_15k")

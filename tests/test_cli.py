@@ -107,7 +107,7 @@ def test_a_cluster_that_does_not_answer_is_bad_input(tiny_spec, capsys):
 def test_a_plan_counts_stages_memory_and_data(tiny_spec, capsys):
     assert main(["plan", str(tiny_spec), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["stages"] == {"dcr": 3, "sft": 4, "edit": 0, "generate": 4, "judge": 4}
+    assert plan["stages"] == {"dcr": 3, "sft": 4, "edit": 0, "generate": 4, "judge": 4, "diagnose": 0}
     assert plan["data"]["general"] == 24 and plan["seconds"] is None
     assert plan["memory_bytes"] and plan["disk_bytes"] > 0
     assert main(["plan", str(tiny_spec)]) == 0

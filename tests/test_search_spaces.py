@@ -49,7 +49,10 @@ def test_a_shipped_search_space_plans(file, here):
     spec = load_study(file, here)
     plan = plan_study(spec)
     assert plan.problems == ()
-    assert plan.trials == spec.search.trials + 1 and plan.stages["sft"] == plan.trials
+    assert plan.trials == spec.search.trials + 1
+    # Methods that act on the baseline's model share its SFT.
+    after_sft = sum(method in ("surgical", "scans", "actor") for method in spec.methods)
+    assert plan.stages["sft"] == plan.trials - after_sft
     assert min(plan.data[field] for field in ("seemingly_toxic", "toxic", "compliance", "defense")) >= 20
 
 

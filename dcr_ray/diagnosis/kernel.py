@@ -28,8 +28,7 @@ from dcr_ray.diagnosis.ratios import PAIRS, PairRatios, pair_ratios
 from dcr_ray.diagnosis.refusal import last_states
 from dcr_ray.diagnosis.scopes import Scope, scope_of, scope_problems
 from dcr_ray.errors import InputError, Problem
-
-PROBES_OF_A_GROUP = 4
+from dcr_ray.planning.flops import PROBES_OF_A_GROUP
 
 CLASSES = ("seemingly_toxic", "toxic", "general")
 

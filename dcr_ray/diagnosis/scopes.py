@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from dcr_ray.errors import Problem
 
+CAPPED_LOGITS = ("Gemma2ForCausalLM",)
+"""Architectures whose logits are not a matrix times the last state, which all of this rests on."""
+
 NAMES = ("head", "trunk", "tail", "last<N>+head", "lora", "all")
 
 

@@ -15,7 +15,15 @@ from dcr_ray.planning.calibration import Calibration
 from dcr_ray.planning.cluster import Cluster
 from dcr_ray.planning.memory import shortfalls
 from dcr_ray.planning.needs import deepest_depth, disk_bytes, fullest_recipe
-from dcr_ray.planning.seconds import Rates, Where, dcr_seconds, edit_seconds, generation_seconds, sft_seconds
+from dcr_ray.planning.seconds import (
+    Rates,
+    Where,
+    dcr_seconds,
+    diagnose_seconds,
+    edit_seconds,
+    generation_seconds,
+    sft_seconds,
+)
 from dcr_ray.planning.shapes import (
     HOST_SHARE,
     EngineFit,
@@ -174,7 +182,11 @@ def plan_on_cluster(
     groups = spec.resources.worker_groups or _groups(spec, training, reserved, cluster)
     stages = _stages(spec, card, facts, cluster, training, engine, recipes[:DRAWN], counts, rates)
     repeated = _repeated_share(training, spec.shape.checkpoint_seconds, rates.group_start_seconds[1])
-    busy = sum(stages[name].to_run * stages[name].each for name in ("dcr", "sft", "edit")) * (1 + repeated) / groups
+    busy = (
+        sum(stages[name].to_run * stages[name].each for name in ("dcr", "sft", "edit", "diagnose"))
+        * (1 + repeated)
+        / groups
+    )
     generating = stages["generate"].to_run * stages["generate"].each / count
     on_gpu = training.where.on_gpu
     start = max(rates.group_start_seconds[on_gpu], rates.engine_start_seconds[on_gpu])
@@ -250,7 +262,7 @@ def _stages(
 ) -> dict[str, StageCost]:
     shape, where, storage = training.shape, training.where, cluster.storage
     seconds: dict[str, list[float]] = {
-        "dcr": [], "sft": [], "edit": [], "generate": [], "judge": [rates.judge_seconds]
+        "dcr": [], "sft": [], "edit": [], "generate": [], "judge": [rates.judge_seconds], "diagnose": []
     }  # fmt: skip
     for recipe in recipes:
         if recipe.dcr is not None:
@@ -263,6 +275,13 @@ def _stages(
             seconds["edit"].append(edit_seconds(card, tokens, where, storage, rates).total)
         answers = generation_work(recipe, facts, spec.evaluation.max_tokens)
         seconds["generate"].append(generation_seconds(card, answers, engine.where, storage, rates).total)
+    if spec.diagnosis is not None:
+        asked, length = spec.diagnosis, facts.prompt_tokens("compliance", spec.base_recipe().system_prompt)
+        seconds["diagnose"].append(
+            diagnose_seconds(
+                card, 3 * asked.prompts, asked.groups, 2 * asked.probed, length, where, storage, rates
+            ).total
+        )
     to_run, shared = counts
     stages = {}
     for name, each in seconds.items():

@@ -69,5 +69,22 @@ def generation_flops(card: ModelCard, prompt_tokens: float, answer_tokens: float
     return Flops(model, model)
 
 
+PROBES_OF_A_GROUP = 4
+
+
+def kernel_flops(card: ModelCard, prompts: int, groups: int, length: float) -> Flops:
+    """The kernel between `prompts` prompts of about `length` tokens, by groups of PROBES_OF_A_GROUP probes.
+
+    A group runs every layer forwards twice and pulls each probe back through it, forms the gradients of all matrices,
+    and multiplies those of all (probe, prompt) with each other, the upper triangle left out.
+    """
+    rows, matrices = PROBES_OF_A_GROUP * prompts, card.layers * matrix_parameters(card)
+    tokens = prompts * length
+    passes = (2 * 2 + PROBES_OF_A_GROUP * 4) * tokens * matrices
+    products = 2 * rows * length * matrices + 1.5 * rows * rows * matrices
+    total = groups * (passes + products)
+    return Flops(total, total)
+
+
 def _attention(card: ModelCard, length: float) -> float:
     return 4 * card.heads * card.head_dim * length

@@ -30,7 +30,7 @@ from dcr_ray.recipe import Recipe
 from dcr_ray.space import Space, grid_points, sample
 from dcr_ray.study import StudySpec
 
-STAGES = ("dcr", "sft", "edit", "generate", "judge")
+STAGES = ("dcr", "sft", "edit", "generate", "judge", "diagnose")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
         "generate": [recipe.model_dump_json(exclude={"method"}) for recipe in recipes],
     }
     keys["judge"] = keys["generate"]
+    keys["diagnose"] = [
+        recipe.model_dump_json(exclude={"method", "scans"}) for recipe in recipes if spec.diagnosis is not None
+    ]
     counts = {name: len(set(keys[name])) for name in STAGES}
     return counts, {name: len(keys[name]) - counts[name] for name in STAGES}
 

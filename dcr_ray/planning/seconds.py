@@ -11,7 +11,7 @@ from math import ceil
 
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.cluster import NodeType, StorageFacts
-from dcr_ray.planning.flops import dcr_flops, generation_flops, sft_flops
+from dcr_ray.planning.flops import dcr_flops, generation_flops, kernel_flops, sft_flops
 from dcr_ray.planning.memory import lora_parameters
 from dcr_ray.planning.work import GenerationWork, TrainingWork
 from dcr_ray.recipe import ContrastiveRecipe, SftRecipe
@@ -182,6 +182,23 @@ def edit_seconds(
     compute = generation_flops(card, tokens, 0, 64).model / (where.flops_per_second(rates) * share)
     weights = 4 * card.parameters * (1 / (1e9 * storage.read_gb_s) + 1 / (1e9 * storage.write_gb_s))
     return StageSeconds(compute=compute, weights=weights)
+
+
+def diagnose_seconds(
+    card: ModelCard,
+    prompts: int,
+    groups: int,
+    probed: int,
+    length: float,
+    where: Where,
+    storage: StorageFacts,
+    rates: Rates = RATES,
+) -> StageSeconds:
+    """Kernel and separability on one device in fp32; the probes of scikit-learn are reckoned at a second a layer."""
+    share = rates.training_share / (2 if where.on_gpu else 1)
+    flops = kernel_flops(card, prompts, groups, length).model + generation_flops(card, probed * length, 0, length).model
+    weights = 4 * card.parameters / (1e9 * storage.read_gb_s)
+    return StageSeconds(compute=flops / (where.flops_per_second(rates) * share) + card.layers, weights=weights)
 
 
 def _training(

@@ -80,7 +80,8 @@ def dcr_work(recipe: Recipe, facts: DataFacts) -> TrainingWork:
     """
     dcr = recipe.dcr
     seemingly = dcr.batch_size - dcr.toxic_per_batch
-    steps = max(1, ceil(dcr.epochs * facts.rows["seemingly_toxic"] / seemingly))
+    prompts = min(facts.rows["seemingly_toxic"], dcr.prompts_per_class or facts.rows["seemingly_toxic"])
+    steps = max(1, ceil(dcr.epochs * prompts / seemingly))
     fields = {"seemingly_toxic": seemingly, "toxic": dcr.toxic_per_batch, "general": dcr.general_per_batch}
     batch = sum(fields.values())
     length = sum(facts.prompt_tokens(field, recipe.system_prompt) * rows for field, rows in fields.items() if rows)
@@ -91,6 +92,7 @@ def sft_work(recipe: Recipe, facts: DataFacts) -> TrainingWork:
     """Passes over general and safety pairs, each cut at `max_tokens`."""
     sft = recipe.sft
     rows = {field: facts.rows[field] for field in ("general", "safety")}
+    rows["safety"] = min(rows["safety"], sft.safety_pairs or rows["safety"])
     if recipe.augment is not None:
         rows["augment"] = min(facts.rows["augment"], recipe.augment.pairs or facts.rows["augment"])
     total = max(1, sum(rows.values()))

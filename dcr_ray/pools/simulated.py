@@ -90,6 +90,8 @@ def run_simulated(task: StageTask) -> dict[str, Any]:
             raise StageFailed("diverged", "the loss is not finite at step 3")
         metrics["held_out_margin"] = 1 - abs(task.job.recipe.layer_depth - 0.5)
         (work / "depth").write_text(str(task.job.recipe.layer_depth))
+    elif task.stage == "diagnose":
+        metrics["separability.auroc"] = 0.5 + float(Path(task.job.checkpoint_dir, "depth").read_text()) / 2
     elif task.stage == "edit":
         (work / "depth").write_text(Path(task.job.checkpoint_dir, "depth").read_text())
     elif task.stage == "sft":

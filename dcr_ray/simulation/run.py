@@ -24,7 +24,7 @@ from dcr_ray.errors import InputError, StageFailed
 from dcr_ray.planning.cluster import Cluster
 from dcr_ray.planning.cost import ClusterPlan
 from dcr_ray.planning.plan import plan_for_cluster
-from dcr_ray.planning.seconds import dcr_seconds, edit_seconds, generation_seconds, sft_seconds
+from dcr_ray.planning.seconds import dcr_seconds, diagnose_seconds, edit_seconds, generation_seconds, sft_seconds
 from dcr_ray.planning.work import DataFacts, dcr_work, edit_tokens, generation_work, sft_work
 from dcr_ray.pools.broker import Broker
 from dcr_ray.preflight import report_folder, study_folder
@@ -295,6 +295,10 @@ class _Simulation:
         if stage == "generate":
             answers = generation_work(recipe, facts, self.spec.evaluation.max_tokens)
             return generation_seconds(plan.card, answers, plan.engine.where, storage, rates).total
+        if stage == "diagnose":
+            asked, length = self.spec.diagnosis, facts.prompt_tokens("compliance", recipe.system_prompt)
+            prompts, probed = 3 * asked.prompts, 2 * asked.probed
+            return diagnose_seconds(plan.card, prompts, asked.groups, probed, length, where, storage, rates).total
         return rates.judge_seconds
 
     def _tell(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dcr_ray.diagnosis.stage import DiagnoseJob
 from dcr_ray.methods.jobs import EditJob
 from dcr_ray.train.jobs import DcrJob, Leave, SftJob, write_at_once
 
 
 def run_training_stage(
-    job: DcrJob | SftJob | EditJob,
+    job: DcrJob | SftJob | EditJob | DiagnoseJob,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     leave: Leave = write_at_once,
     should_stop: Callable[[], bool] = lambda: False,
@@ -19,9 +20,13 @@ def run_training_stage(
 
     `should_stop` is asked on rank 0 after every step; where it says so, a checkpoint is written and StageStopped
     raised.
-    `leave` decides when an sft stage's files are written; the other stages always write their own at once. An edit
-    stage is not asked to stop: it has nothing to resume from.
+    `leave` decides when an sft stage's files are written; the other stages always write their own at once. Edit and
+    diagnose stages are not asked to stop: they have nothing to resume from.
     """
+    if isinstance(job, DiagnoseJob):
+        from dcr_ray.diagnosis.stage import run_diagnose
+
+        return run_diagnose(job, report)
     if isinstance(job, EditJob):
         from dcr_ray.methods.run import run_edit
 
