@@ -166,8 +166,8 @@ def predict(
     row = np.array([*share, x])
     data_row = np.array([{"data": d, "size x data": d * x}[name] for name in law.terms])
     eta = float(row @ law.coefficients) + (float(data_row @ law.data) if len(data_row) else 0.0)
-    # The new checkpoint's own luck is what lies between checkpoints without the averaged noise of their cells; the noise
-    # of its one cell comes on top.
+    # The new checkpoint's own luck is what lies between checkpoints without the averaged noise of their cells; the
+    # noise of its one cell comes on top.
     luck = max(law.between - law.intercept_noise * law.within, 0.0)
     parts = [law.between * float(row @ np.array(law.covariance) @ row) + luck, law.within]
     dofs = [float(law.dof), float(max(law.within_dof, 1))]
