@@ -1,9 +1,10 @@
 """The Python API: a Study that is loaded, planned, run and asked for its results.
 
-from dcr_ray import Study
+from dcr_ray import ScalingStudy, Study
 study = Study.from_yaml("search_spaces/quickstart.yaml")
 results = study.run()
 results.to_frame(); results.pareto(); results.checkpoint(results.best())
+ladder = ScalingStudy.from_yaml("search_spaces/ladder_local.yaml"); ladder.run(); ladder.fit(); ladder.report()
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dcr_ray.errors import DcrError, InputError, Problem
 from dcr_ray.pareto import pareto_front
 from dcr_ray.preflight import storage_root, study_folder
+from dcr_ray.scaling.spec import ScalingSpec, load_scaling, parse_scaling
 from dcr_ray.study import Direction, StudySpec, load_study, parse_study
 from dcr_ray.trial import Trial
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     import pandas
 
     from dcr_ray.confirm.analysis import Confirmation
+    from dcr_ray.ladder import Fitted
     from dcr_ray.outcomes import Outcomes
     from dcr_ray.planning.plan import StudyPlan
+    from dcr_ray.scaling.backtest import Outcome
+    from dcr_ray.scaling.cells import Cell
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,70 @@ class Study:
             trial for trial in trials if trial.role == "search" and trial.state in ("complete", "pruned", "failed")
         ]
         return Results(trials, self.spec.objectives, complete=len(searched) >= self.spec.search.trials)
+
+
+class ScalingStudy:
+    """A ladder of models, data sizes, methods and seeds. Nothing runs before `run`."""
+
+    def __init__(self, spec: ScalingSpec):
+        self.spec = spec
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> ScalingStudy:
+        """Load a YAML file; `overrides` are `a.b=value` strings. Raises InputError with every problem."""
+        return cls(load_scaling(path, list(overrides)))
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> ScalingStudy:
+        """Build a ladder from plain values of the YAML's form. Raises InputError with every problem."""
+        return cls(parse_scaling(plain))
+
+    def plan(self, cluster: str | Path | None = None) -> list[dict[str, Any]]:
+        """One row for each study of the ladder: what it takes, here or on the cluster that a file describes."""
+        from dcr_ray.ladder import ladder_plan
+        from dcr_ray.planning.cluster import load_cluster
+
+        return ladder_plan(self.spec, load_cluster(cluster) if cluster else None)
+
+    def run(self, address: str | None = None) -> bool:
+        """Run all studies of the ladder, or go on with them, the smallest model first. Whether all came to their end.
+
+        Raises InputError before anything is started.
+        """
+        from dcr_ray.ladder import run_ladder
+
+        return run_ladder(self.spec, address, lambda _: None)
+
+    def cells(self) -> list[Cell]:
+        """The rates that there are by now, also while it runs elsewhere."""
+        from dcr_ray.ladder import ladder_cells
+
+        return ladder_cells(self.spec)[0]
+
+    def fit(self) -> list[Fitted]:
+        """Law, predictions and back-test of every metric and arm."""
+        from dcr_ray.ladder import fit_ladder
+
+        return fit_ladder(self.spec, self.cells())
+
+    def forecast(self) -> list[Path]:
+        """Write forecasts of the targets, once. Raises InputError for one that is there, or whose target was run."""
+        from dcr_ray.ladder import forecast_ladder
+
+        return forecast_ladder(self.spec, self.cells())
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of forecasts whose targets have been run since."""
+        from dcr_ray.ladder import outcomes
+
+        return outcomes(self.spec, self.cells())
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """Write the report and return its page."""
+        from dcr_ray.ladder import fit_ladder, ladder_cells, ladder_costs, outcomes
+        from dcr_ray.report.scaling import write_scaling_report
+
+        cells, missing = ladder_cells(self.spec)
+        place = Path(folder or Path(self.spec.reports) / self.spec.scaling)
+        laws, met = fit_ladder(self.spec, cells), outcomes(self.spec, cells)
+        return write_scaling_report(self.spec, cells, missing, laws, met, ladder_costs(self.spec), place)

@@ -237,6 +237,29 @@ def diagnose(command: argparse.ArgumentParser) -> None:
     json(command)
 
 
+def scale(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    what = {
+        "plan": "say what every rung will run and cost",
+        "run": "run the ladder, or go on with it; then report",
+        "fit": "fit the laws to the cells that there are",
+        "forecast": "write forecasts of the targets, once",
+        "backtest": "hold the largest sizes out, and forecasts against their results",
+        "report": "write the report: Markdown and a page with drawings",
+    }
+    for name, summary in what.items():
+        action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        spec(action)
+        json(action)
+        if name == "plan":
+            action.add_argument("--cluster", metavar="FILE", help="a described cluster instead of this machine")
+        if name == "run":
+            action.add_argument("--address", help="Ray to run on (default: $RAY_ADDRESS, else one is started here)")
+        if name in ("run", "report"):
+            action.add_argument("--out", metavar="FOLDER", help="where the report goes (default: reports/NAME)")
+        action.set_defaults(runs=f"scale:{name}")
+
+
 def data(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("list", "fetch", "check", "ledger"))
     command.add_argument(
@@ -252,8 +275,10 @@ def data(command: argparse.ArgumentParser) -> None:
 
 
 def models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=("list", "fetch"))
+    command.add_argument("action", choices=("list", "fetch", "cut"))
     command.add_argument("names", metavar="MODEL", nargs="*", help="built-in names, hub ids or folders")
+    command.add_argument("--layers", type=int, metavar="N", help="cut: keep the first N layers of MODEL")
+    command.add_argument("--out", metavar="FOLDER", help="cut: where the truncated model goes")
     json(command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from dcr_ray.cli.show import print_json, print_table
@@ -126,6 +127,8 @@ def models(options: Namespace) -> int:
     cache = resolve.default_cache_dir()
     if options.action == "list":
         rows = resolve.list_models(cache)
+    elif options.action == "cut":
+        rows = _cut(options, cache)
     else:
         if not options.names:
             raise InputError([Problem("MODEL", "nothing", "one or more of " + ", ".join(resolve.BUILTIN_MODELS))])
@@ -138,6 +141,18 @@ def models(options: Namespace) -> int:
     else:
         print_table(rows, list(rows[0]))
     return 0
+
+
+def _cut(options: Namespace, cache: Path) -> list[dict[str, Any]]:
+    from dcr_ray.weights import resolve
+    from dcr_ray.weights.cut import cut_model
+
+    if len(options.names) != 1 or options.layers is None or options.out is None:
+        found = f"{len(options.names)} models, --layers {options.layers}, --out {options.out}"
+        raise InputError([Problem("models cut", found, "one MODEL with --layers N --out FOLDER")])
+    folder = resolve.resolve(options.names[0], cache_dir=cache, offline=None, progress=_say)
+    made = cut_model(folder, options.layers, options.out)
+    return [{"model": options.names[0], "layers": options.layers, "folder": str(made)}]
 
 
 def _say(line: str) -> None:

@@ -177,6 +177,17 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         arguments.eval,
     ),
     (
+        "scale",
+        "scale:run",
+        "scaling studies: a ladder of models and data sizes, laws, forecasts and back-tests",
+        (
+            "dcr-ray scale plan search_spaces/ladder_qwen2.5.yaml --set study.data.root=DATA --cluster CLUSTER.yaml",
+            "dcr-ray scale run search_spaces/ladder_local.yaml --set study.data.root=DATA",
+            "dcr-ray scale forecast LADDER.yaml      # then add the target to the ladder, run again, and backtest",
+        ),
+        arguments.scale,
+    ),
+    (
         "diagnose",
         "diagnose:diagnose",
         "say why a model refuses what it does: kernel between prompts, separability per layer",
@@ -202,10 +213,11 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
     (
         "models",
         "inventory:models",
-        "list or fetch base models",
+        "list, fetch or cut base models",
         (
             "dcr-ray models fetch smollm2-135m-instruct",
             "dcr-ray models list",
+            "dcr-ray models cut smollm2-135m-instruct --layers 12 --out models/smollm2-first-12-layers",
         ),
         arguments.models,
     ),

@@ -119,16 +119,16 @@ def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
     return counts, {name: len(keys[name]) - counts[name] for name in STAGES}
 
 
-def plan_for_cluster(spec: StudySpec, cluster: Cluster) -> ClusterPlan:
+def plan_for_cluster(spec: StudySpec, cluster: Cluster, facts: DataFacts | None = None) -> ClusterPlan:
     """Plan a study on a cluster that need not be there. Its model's files are not looked at: a card that is known by
-    name will do, or the config.json of a folder or of the cache.
+    name will do, or the config.json of a folder or of the cache. `facts` are those of its data where they are known.
 
     Raises InputError where the study's data or model cannot be known here.
     """
     problems: list[Problem] = []
-    facts, card = None, None
+    card = None
     try:
-        facts = DataFacts.of(load_study_data(spec.data), (*TRAINED, *EVALUATED))
+        facts = facts or data_facts(spec)
     except InputError as error:
         problems += error.problems
     try:
@@ -142,6 +142,11 @@ def plan_for_cluster(spec: StudySpec, cluster: Cluster) -> ClusterPlan:
 
     calibration = calibrated(StageCache(storage_root(spec) / "cache").records(), card.parameters, gpu)
     return plan_on_cluster(spec, card, facts, cluster, drawn_recipes(spec), stage_counts(spec), calibration)
+
+
+def data_facts(spec: StudySpec) -> DataFacts:
+    """What planning needs of a study's data. Raises InputError as loading them does."""
+    return DataFacts.of(load_study_data(spec.data), (*TRAINED, *EVALUATED))
 
 
 def planned_card(model: str) -> ModelCard:

@@ -61,7 +61,7 @@ def next_cells(
 ) -> list[Choice]:
     """Candidates by gain per price, the best first; those above `budget` are left out. `target` is (family, N)."""
     ladder = sorted({(cell.family, cell.model, cell.parameters) for cell in cells if cell.n})
-    spread = sqrt(law.between) if law.dof > 0 else 1.0
+    spread = sqrt(law.between) if law.between is not None else 1.0
     now = _half_width([(f, n) for f, _, n in ladder], target, spread, level)
     choices = []
     for candidate in candidates:

@@ -31,11 +31,12 @@ FEWEST_DOF = 2
 class Law:
     """A fitted law of one metric and arm. Matrices are nested tuples, so that it can be written and read as JSON.
 
-    `intercept_noise` times `within` is what the noise of single cells adds to a checkpoint's intercept on average.
     `coefficients` are the families' intercepts in the order of `families`, then the slope in x; `covariance` is
-    (B^T B)^-1 of that fit, to be scaled by `between`, the variance between checkpoints (the averaged noise of their
-    cells included). `data` are the coefficients of d and x d, as far as they were identifiable (`terms`), with their
-    covariance. `within` is the variance of a single cell about its checkpoint.
+    (B^T B)^-1 of that fit, to be scaled by `between`, the variance between checkpoints with the averaged noise of their
+    cells (None where no checkpoint is left to tell it, as is `between_families` with one family). `data` are the
+    coefficients of d and x d, as far as they were identifiable (`terms`), with their covariance. `within` is the
+    variance of a single cell about its checkpoint; `intercept_noise` times it is what single cells add to a
+    checkpoint's intercept on average.
     """
 
     metric: str
@@ -46,14 +47,14 @@ class Law:
     terms: tuple[str, ...]
     coefficients: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
-    between: float
+    between: float | None
     dof: int
     data: tuple[float, ...]
     data_covariance: tuple[tuple[float, ...], ...]
     within: float
     within_dof: int
     intercept_noise: float
-    between_families: float
+    between_families: float | None
     link: Link
     largest: float
     checkpoints: int
@@ -113,15 +114,16 @@ def fit_law(cells: Sequence[Cell], link: Link = Link(), *, base_data: float | No
     within_design = np.column_stack([_dummies(of_model, len(models)), *(columns[name] for name in terms)])
     solution, inverse, residual = _least_squares(within_design, z)
     within_dof = len(cells) - within_design.shape[1]
-    # Without repeated cells only the binomial noise is known.
-    within = float(residual @ residual / within_dof) if within_dof > 0 else float(noise.mean())
+    # A cell scatters by its prompts at the least; without repeated cells that is all that is known.
+    scatter = float(residual @ residual / within_dof) if within_dof > 0 else 0.0
+    within = max(scatter, float(noise.mean()))
     intercepts, data = solution[: len(models)], solution[len(models) :]
 
     between_design = np.column_stack([_dummies(np.array([families.index(f) for f, *_ in models]), len(families)), x])
     coefficients, covariance, residual = _least_squares(between_design, intercepts)
     dof = len(models) - between_design.shape[1]
-    between = float(residual @ residual / dof) if dof > 0 else float("nan")
-    spread = float(np.var(coefficients[:-1], ddof=1)) if len(families) > 1 else float("nan")
+    between = float(residual @ residual / dof) if dof > 0 else None
+    spread = float(np.var(coefficients[:-1], ddof=1)) if len(families) > 1 else None
     return Law(
         cells[0].metric,
         cells[0].arm,

@@ -1,0 +1,179 @@
+"""The command `scale`: a ladder of models and data sizes planned, run, fitted, foretold, back-tested and reported."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from dcr_ray.cli.show import print_json, print_table
+
+
+def plan(options: Namespace) -> int:
+    from dcr_ray.ladder import ladder_plan
+    from dcr_ray.planning.cluster import load_cluster
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    rows = ladder_plan(spec, load_cluster(options.cluster) if options.cluster else None)
+    if options.json:
+        print_json(rows)
+    else:
+        shown = [row | {"size": f"{row['parameters'] / 1e9:.2f}B"} for row in rows]
+        columns = ("rung", "size", *(key for key in rows[0] if key not in ("rung", "parameters", "study", "problems")))
+        print_table(shown, columns, f"Ladder of {spec.scaling}, a row for each seed")
+        for problem in dict.fromkeys(problem for row in rows for problem in row["problems"]):
+            print(problem)
+        if options.cluster:
+            print(f"Together {sum(row['price'] for row in rows):.2f}, {sum(row['hours'] for row in rows):.1f} hours")
+    return 2 if any(row["problems"] for row in rows) else 0
+
+
+def run(options: Namespace) -> int:
+    """0 when every study of the ladder has come to its end."""
+    from rich.console import Console
+
+    from dcr_ray.ladder import run_ladder
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    done = run_ladder(spec, options.address, _say, Console(stderr=True))
+    report(options)
+    return 0 if done else 1
+
+
+def fit(options: Namespace) -> int:
+    from dcr_ray.ladder import fit_ladder, ladder_cells
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    cells, missing = ladder_cells(spec)
+    fitted = fit_ladder(spec, cells)
+    if options.json:
+        print_json(
+            {
+                "cells": [cell.as_dict() for cell in cells],
+                "missing": [vars(one) for one in missing],
+                "laws": [_plain(each) for each in fitted],
+            }
+        )
+        return 0
+    _tell(missing)
+    for each in fitted:
+        print(f"\n{each.metric}, {each.arm}")
+        for problem in each.problems:
+            print(f"  {problem}")
+        if each.law is not None:
+            rows = [
+                {
+                    "target": name,
+                    "rate": found.rate,
+                    "low": found.low,
+                    "high": found.high,
+                    "decades beyond": found.decades,
+                }
+                for name, found in each.predictions.items()
+            ]
+            print(
+                f"  {each.law.coefficients[-1]:+.2f} logits a tenfold size, {each.law.checkpoints} checkpoints, "
+                f"{each.law.dof} degrees of freedom"
+            )
+            if rows:
+                print_table(rows, tuple(rows[0]))
+    return 0
+
+
+def forecast(options: Namespace) -> int:
+    from dcr_ray.ladder import forecast_ladder, ladder_cells
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    cells, missing = ladder_cells(spec)
+    written = forecast_ladder(spec, cells)
+    if options.json:
+        print_json([str(path) for path in written])
+    else:
+        _tell([one for one in missing if all(target.model != one.model for target in spec.targets)])
+        print("\n".join(map(str, written)))
+    return 0
+
+
+def backtest(options: Namespace) -> int:
+    from dcr_ray.ladder import fit_ladder, ladder_cells, outcomes
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    cells, _ = ladder_cells(spec)
+    fitted, met = fit_ladder(spec, cells), outcomes(spec, cells)
+    if options.json:
+        print_json(
+            {
+                "backtests": [{"metric": e.metric, "arm": e.arm} | e.backtest.as_dict() for e in fitted],
+                "forecasts": [_outcome(one) for one in met],
+            }
+        )
+        return 0
+    for each in fitted:
+        rows = [held.as_dict() for held in each.backtest.held_out]
+        if rows:
+            columns = ("model", "predicted", "low", "high", "observed", "covered", "persistence", "family_mean")
+            print_table(rows, columns, f"{each.metric}, {each.arm}")
+        print(f"{each.metric}, {each.arm}: {each.backtest.verdict}")
+    if met:
+        rows = [_outcome(one) for one in met]
+        print_table(rows, tuple(rows[0]), "Forecasts that have met their result")
+    return 0
+
+
+def report(options: Namespace) -> int:
+    from dcr_ray.ladder import fit_ladder, ladder_cells, ladder_costs, outcomes
+    from dcr_ray.report.scaling import write_scaling_report
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    cells, missing = ladder_cells(spec)
+    folder = Path(options.out or Path(spec.reports) / spec.scaling)
+    page = write_scaling_report(
+        spec, cells, missing, fit_ladder(spec, cells), outcomes(spec, cells), ladder_costs(spec), folder
+    )
+    print(page)
+    return 0
+
+
+def _tell(missing: list[Any]) -> None:
+    if missing:
+        reasons = {one.reason for one in missing}
+        _say(f"{len(missing)} cells are not there: {', '.join(sorted(reasons))[:300]}")
+
+
+def _plain(each: Any) -> dict[str, Any]:
+    return {
+        "metric": each.metric,
+        "arm": each.arm,
+        "law": each.law.as_dict() if each.law else None,
+        "slope": each.law.coefficients[-1] if each.law else None,
+        "predictions": {name: vars(found) for name, found in each.predictions.items()},
+        "backtest": each.backtest.as_dict(),
+        "problems": [vars(problem) for problem in each.problems],
+    }
+
+
+def _outcome(one: Any) -> dict[str, Any]:
+    last = one.forecast.predictions[-1]
+    return {
+        "metric": one.forecast.law.metric,
+        "arm": one.forecast.law.arm,
+        "target": one.forecast.model,
+        "written": one.forecast.written,
+        "foretold": last.rate,
+        "low": last.low,
+        "high": last.high,
+        "observed": one.observed,
+        "error_points": one.error,
+        "covered": one.covered[-1],
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
