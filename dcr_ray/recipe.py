@@ -234,6 +234,9 @@ class ActorRecipe(_Frozen):
 
 MethodName = Literal["stl", "stl-aug", "surgical", "scans", "actor", "dcr"]
 
+EDIT_METHODS = ("surgical", "scans", "actor")
+"""Methods that change or steer a model after its SFT, which is the baseline's."""
+
 SECTION_OF_METHOD: dict[str, str] = {
     "stl-aug": "augment",
     "surgical": "surgical",

@@ -12,6 +12,7 @@ from dcr_ray.data.of_study import load_study_data
 from dcr_ray.errors import InputError
 from dcr_ray.planning.cluster import load_cluster
 from dcr_ray.planning.plan import plan_for_cluster, plan_study
+from dcr_ray.recipe import EDIT_METHODS
 from dcr_ray.study import load_study
 from dcr_ray.weights.tiny import build_tiny_model
 from tests.set_files import write_sets
@@ -51,7 +52,7 @@ def test_a_shipped_search_space_plans(file, here):
     assert plan.problems == ()
     assert plan.trials == spec.search.trials + 1
     # Methods that act on the baseline's model share its SFT.
-    after_sft = sum(method in ("surgical", "scans", "actor") for method in spec.methods)
+    after_sft = sum(method in EDIT_METHODS for method in spec.methods)
     assert plan.stages["sft"] == plan.trials - after_sft
     assert min(plan.data[field] for field in ("seemingly_toxic", "toxic", "compliance", "defense")) >= 20
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from dcr_ray.errors import Problem
 from dcr_ray.models import ModelCard
-
-EDITS = ("surgical", "scans", "actor")
+from dcr_ray.recipe import EDIT_METHODS
 
 NORMED_OUTPUTS = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 """Models that norm what attention and MLP put out, so that no weight writes into the residual stream by itself."""
@@ -18,7 +17,7 @@ NORMED_OUTPUTS = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 def method_problems(methods: Iterable[str], card: ModelCard, folder: Path | None, zero_stage: int) -> list[Problem]:
     """What rules out one of the methods on this model. `folder` is the model's; None where it is not here."""
     problems = []
-    edits = [method for method in methods if method in EDITS]
+    edits = [method for method in methods if method in EDIT_METHODS]
     if not edits:
         return []
     if folder is not None and not has_chat_template(folder):

@@ -62,6 +62,7 @@ class MemoryNeed:
     logits_bytes: int = 0
     kv_cache_bytes: int = 0
     workspace_bytes: int = 0
+    looked_at_bytes: int = 0
     offloaded_bytes: int = 0
 
     @property
@@ -78,6 +79,20 @@ class MemoryNeed:
     @property
     def host_bytes(self) -> int:
         return self.offloaded_bytes + (self.ranks_per_node * self.rank_bytes if self.device == "cpu" else 0)
+
+
+def edit_memory(card: ModelCard, device: Device) -> MemoryNeed:
+    """An edit or diagnose stage on one rank: the whole model in fp32, an edited copy of one layer's size, and what a
+    batch of prompts takes, which is reckoned as workspace."""
+    weights = 4 * card.parameters
+    return MemoryNeed(
+        f"edit or diagnosis of {card.name}",
+        device,
+        1,
+        weights_bytes=weights,
+        gathered_bytes=4 * card.layer_parameters,
+        workspace_bytes=int(WORKSPACE_SHARE * weights) + WORKSPACE_BYTES[device],
+    )
 
 
 def dcr_memory(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dcr_ray.errors import Problem
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.machine import Machine
-from dcr_ray.planning.memory import GIB, MemoryNeed, dcr_memory, engine_memory, sft_memory, shortfalls
-from dcr_ray.recipe import Recipe
+from dcr_ray.planning.memory import GIB, MemoryNeed, dcr_memory, edit_memory, engine_memory, sft_memory, shortfalls
+from dcr_ray.recipe import EDIT_METHODS, Recipe
 from dcr_ray.study import StudySpec
 
 RAY_BYTES = int(1.2 * GIB)
@@ -47,6 +49,11 @@ def memory_needs(spec: StudySpec, card: ModelCard, on_gpu: bool) -> list[MemoryN
         layer = recipe.dcr.model_copy(update={"layer_depth": deepest_depth(spec)}).layer(card.layers)
         tokens = min(recipe.dcr.max_prompt_tokens, LONGEST_PROMPT_TOKENS)
         stages.append(dcr_memory(card, layer, shape, tokens=tokens, batch_size=recipe.dcr.batch_size, device=device))
+    if spec.dynamics is not None:
+        # Rank 0 holds a further model in fp32 that is looked at.
+        stages = [replace(need, looked_at_bytes=4 * card.parameters) for need in stages]
+    if spec.diagnosis is not None or set(EDIT_METHODS) & set(spec.methods):
+        stages.append(edit_memory(card, device))
     largest = max(stages, key=lambda need: need.rank_bytes)
     cached_tokens = spec.resources.kv_cache_mib * 2**20 // max(1, kv_bytes_per_token(card, bf16))
     sequences = max(1, cached_tokens // spec.evaluation.max_model_tokens)

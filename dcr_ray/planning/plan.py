@@ -26,7 +26,7 @@ from dcr_ray.planning.machine import this_machine
 from dcr_ray.planning.memory import GIB
 from dcr_ray.planning.needs import disk_bytes, memory_needs
 from dcr_ray.planning.work import DataFacts
-from dcr_ray.recipe import Recipe
+from dcr_ray.recipe import EDIT_METHODS, Recipe
 from dcr_ray.space import Space, grid_points, sample
 from dcr_ray.study import StudySpec
 
@@ -103,7 +103,7 @@ def drawn_recipes(spec: StudySpec) -> list[Recipe]:
 def stage_counts(spec: StudySpec) -> tuple[dict[str, int], dict[str, int]]:
     """Stages to run, and how many trials find theirs already run, for as many random points as there are trials."""
     recipes = drawn_recipes(spec)
-    after_sft = {"method", "surgical", "scans", "actor"}
+    after_sft = {"method", *EDIT_METHODS}
     keys = {
         "dcr": [recipe.dcr.model_dump_json() for recipe in recipes if recipe.dcr],
         # What a method does after SFT leaves the SFT the same.
