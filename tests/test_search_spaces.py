@@ -18,6 +18,8 @@ from dcr_ray.weights.tiny import build_tiny_model
 from tests.set_files import write_sets
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
+STUDIES = sorted(file for file in SPACES.glob("*.yaml") if not file.name.startswith("ladder_"))
+"""Ladders are no studies; they are tested by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def for_cluster(file: Path) -> Path | None:
     return SPACES.parent / found[1] if found else None
 
 
-@pytest.mark.parametrize("file", sorted(filter(for_cluster, SPACES.glob("*.yaml"))), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", list(filter(for_cluster, STUDIES)), ids=lambda file: file.stem)
 def test_a_search_space_made_for_a_cluster_fits_it(file, here):
     spec = load_study(file, here[:1])
     plan = plan_for_cluster(spec, load_cluster(for_cluster(file)))
@@ -43,9 +45,7 @@ def test_a_search_space_made_for_a_cluster_fits_it(file, here):
     assert plan.groups * spec.shape.ranks + plan.engines * spec.resources.tensor_parallel <= plan.cluster.gpus
 
 
-@pytest.mark.parametrize(
-    "file", sorted(file for file in SPACES.glob("*.yaml") if not for_cluster(file)), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", [file for file in STUDIES if not for_cluster(file)], ids=lambda file: file.stem)
 def test_a_shipped_search_space_plans(file, here):
     spec = load_study(file, here)
     plan = plan_study(spec)
