@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcr_ray.diagnosis.opened import EMBEDDING, Opened, normed
+from dcr_ray.diagnosis.opened import EMBEDDING, Opened, normed, right_padded
+from dcr_ray.methods.states import states_of
 
 CHUNK_ELEMENTS = 2**25
 """Of gradients that are formed at a time, in the larger of the products."""
@@ -69,11 +70,7 @@ def gradient_grams(
     causal model does not look.
     """
     device, dtype = opened.device, opened.dtype
-    lengths = [len(row) for row in rows]
-    width = max(lengths)
-    ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=device)
-    at = torch.tensor(lengths, device=device) - 1
+    ids, mask, at = right_padded(rows, device)
     entering, named, last = _forwards(opened, ids, mask)
     count = len(opened.layers)
     report(1, count + 1)
@@ -121,7 +118,7 @@ def _forwards(opened: Opened, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], 
         named.append({key: value for key, value in keywords.items() if key != "hidden_states"})
 
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in opened.layers]
-    hooks.append(opened.layers[-1].register_forward_hook(lambda _, __, output: last.append(_states(output))))
+    hooks.append(opened.layers[-1].register_forward_hook(lambda _, __, output: last.append(states_of(output))))
     try:
         with torch.no_grad():
             opened.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -184,7 +181,7 @@ def _pull_back(
     leaf = entering.detach().clone().requires_grad_()
     try:
         with torch.enable_grad():
-            leaving = _states(layer(leaf, **named))
+            leaving = states_of(layer(leaf, **named))
     finally:
         for hook in hooks:
             hook.remove()
@@ -284,7 +281,3 @@ def _embedding_scale(opened: Opened, ids: Tensor, given: Tensor) -> float:
     if not torch.allclose(given, scale * rows, rtol=1e-3, atol=1e-4 * float(given.abs().max())):
         raise ValueError("what enters the first layer is not a multiple of the tokens' embeddings")
     return scale
-
-
-def _states(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcr_ray.diagnosis.opened import Opened
+from dcr_ray.diagnosis.opened import Opened, right_padded
+from dcr_ray.methods.states import states_of
 
 BATCH_PROMPTS = 16
 
@@ -20,15 +21,10 @@ def layer_states(opened: Opened, rows: Sequence[Sequence[int]], pooling: str = "
     """
     parts = []
     for start in range(0, len(rows), BATCH_PROMPTS):
-        batch = rows[start : start + BATCH_PROMPTS]
-        width = max(map(len, batch))
-        ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in batch], device=opened.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=opened.device)
+        ids, mask, last = right_padded(rows[start : start + BATCH_PROMPTS], opened.device)
         outputs: list[torch.Tensor] = []
         hooks = [
-            layer.register_forward_hook(
-                lambda _, __, output: outputs.append(output[0] if isinstance(output, tuple) else output)
-            )
+            layer.register_forward_hook(lambda _, __, output: outputs.append(states_of(output)))
             for layer in opened.layers
         ]
         try:
@@ -39,8 +35,7 @@ def layer_states(opened: Opened, rows: Sequence[Sequence[int]], pooling: str = "
                 hook.remove()
         states = torch.stack(outputs, 1).float()
         if pooling == "last":
-            at = torch.tensor([len(row) - 1 for row in batch], device=states.device)
-            pooled = states[torch.arange(len(batch), device=states.device), :, at]
+            pooled = states[torch.arange(len(last), device=states.device), :, last]
         else:
             share = mask / mask.sum(1, keepdim=True)
             pooled = torch.einsum("nltd,nt->nld", states, share.float())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,23 @@ class Opened:
     def head(self) -> Tensor:
         """The output matrix [vocabulary, width]."""
         return self.tensor(EMBEDDING if self.tied else HEAD)
+
+
+class Padded(NamedTuple):
+    """Token ids and mask [prompts, longest], padded on the right, where a causal model does not look; `last` [prompts]
+    is the place of each prompt's last token."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    last: Tensor
+
+
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Padded:
+    lengths = [len(row) for row in rows]
+    width = max(lengths)
+    ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=device)
+    return Padded(ids, mask, torch.tensor(lengths, device=device) - 1)
 
 
 def open_whole(folder: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> Opened:

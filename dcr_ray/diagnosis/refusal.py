@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcr_ray.diagnosis.opened import Opened
+from dcr_ray.diagnosis.opened import Opened, right_padded
 
 BATCH_PROMPTS = 32
 
@@ -16,13 +16,10 @@ def last_states(opened: Opened, rows: Sequence[Sequence[int]]) -> Tensor:
     """Normed states at each prompt's last token, [prompts, width]. Rows are padded on the right."""
     found = []
     for start in range(0, len(rows), BATCH_PROMPTS):
-        batch = rows[start : start + BATCH_PROMPTS]
-        width = max(map(len, batch))
-        ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in batch], device=opened.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=opened.device)
+        ids, mask, last = right_padded(rows[start : start + BATCH_PROMPTS], opened.device)
         with torch.no_grad():
             states = opened.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        found.append(states[torch.arange(len(batch), device=ids.device), mask.sum(1) - 1])
+        found.append(states[torch.arange(len(last), device=ids.device), last])
     return torch.cat(found)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dcr_ray.train.base import fresh_trunk
 from dcr_ray.train.checkpoint import Progress, remove_checkpoints
 from dcr_ray.train.chunks import Chunk, divide
 from dcr_ray.train.clock import Clock
-from dcr_ray.train.dynamics import Dynamics
+from dcr_ray.train.dynamics import watching
 from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
@@ -94,7 +95,7 @@ def run_dcr(
             with clock.measure("figures"):
                 metrics = _figures(step, _base_states(step, job, layer, frozen, precision), "base_")
                 step.keep_general_states()
-                dynamics = _dynamics(job, engine, trunk, sampler.steps)
+                dynamics = watching(job, world, sampler.steps, partial(trained_tensors, engine, trunk))
             standstill = _standstill(step, clock)
 
             def after_step(progress: Progress) -> bool:
@@ -134,19 +135,6 @@ def run_dcr(
         flops = dcr_flops(card, layer, progress.tokens, prompts.mean_length, frozen=frozen).model
         found = results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
         return found if looks is None else found | {"dynamics": looks}
-
-
-def _dynamics(job: DcrJob, engine: TrainingEngine, trunk: Any, steps: int) -> Dynamics | None:
-    """What watches the stage, if anything does, having had its look at the base model."""
-    if job.watch is None:
-        return None
-
-    def tensors() -> dict[str, Tensor]:
-        return trained_tensors(engine, trunk)
-
-    dynamics = Dynamics(job.watch, job.model_dir, steps, Path(job.output_dir), engine.world, tensors)
-    dynamics.look(0)
-    return dynamics
 
 
 class _Prompts:

@@ -27,6 +27,15 @@ Tensors = Callable[[], dict[str, Tensor]]
 together; only rank 0's answer counts."""
 
 
+def watching(job: Any, world: World, steps: int, tensors: Tensors) -> Dynamics | None:
+    """What watches a stage of so many steps, if its job says so, having had its look at what the stage begins with."""
+    if job.watch is None:
+        return None
+    dynamics = Dynamics(job.watch, job.model_dir, steps, Path(job.output_dir), world, tensors)
+    dynamics.look(0)
+    return dynamics
+
+
 @dataclass
 class Dynamics:
     """The looks of one stage. Every rank makes one; rank 0 has the model."""
@@ -36,7 +45,7 @@ class Dynamics:
     steps: int
     output_dir: Path
     world: World
-    tensors: Tensors
+    tensors: Tensors | None
     _opened: Any = field(default=None, init=False)
     _prompts: dict[str, list[list[int]]] = field(default_factory=dict, init=False)
 
@@ -54,8 +63,8 @@ class Dynamics:
         self.lines.append(self.world.from_rank_0(line))
 
     def close(self) -> list[dict[str, Any]]:
-        """All looks in the order of their steps. The model is let go."""
-        self._opened = None
+        """All looks in the order of their steps. The models are let go: the one that is looked at, and the trained."""
+        self._opened = self.tensors = None
         return sorted(self.lines, key=lambda line: line["step"])
 
     def _measure(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dcr_ray.train.base import fresh_causal_model, model_of, skeleton, stored_as
 from dcr_ray.train.checkpoint import Progress, remove_checkpoints
 from dcr_ray.train.chunks import divide
 from dcr_ray.train.clock import Clock
-from dcr_ray.train.dynamics import Dynamics
+from dcr_ray.train.dynamics import watching
 from dcr_ray.train.engine import (
     TrainingEngine,
     deepspeed_config,
@@ -122,7 +123,7 @@ def run_sft(
             del trunk
 
             with clock.measure("figures"):
-                dynamics = _dynamics(job, engine, model, len(plan))
+                dynamics = watching(job, world, len(plan), partial(current_tensors, engine, model))
 
             def after_step(progress: Progress) -> bool:
                 if dynamics:
@@ -168,19 +169,6 @@ def run_sft(
         flops = sft_flops(card, progress.tokens, answer_tokens, mean_length, recipe.lora).model
         found = results(progress, clock, metrics, notes, world, flops, card.parameters, peak.read())
         return found if looks is None else found | {"dynamics": looks}
-
-
-def _dynamics(job: SftJob, engine: TrainingEngine, model: Any, steps: int) -> Dynamics | None:
-    """What watches the stage, if anything does, having had its look at the model that it begins with."""
-    if job.watch is None:
-        return None
-
-    def tensors() -> dict[str, Tensor]:
-        return current_tensors(engine, model)
-
-    dynamics = Dynamics(job.watch, job.model_dir, steps, Path(job.output_dir), engine.world, tensors)
-    dynamics.look(0)
-    return dynamics
 
 
 def _model(job: SftJob, dtype: torch.dtype, config: dict[str, Any], world: World, trunk: dict[str, Tensor]) -> Any:
