@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ray.errors import DcrError, InputError, Problem
+from dcr_ray.methods.serves import has_chat_template
 from dcr_ray.models import ModelCard
 from dcr_ray.planning.plan import StudyPlan, data_facts, plan_for_cluster, plan_study, planned_card
 from dcr_ray.planning.work import DataFacts
@@ -83,11 +84,14 @@ def run_ladder(spec: ScalingSpec, address: str | None, say: Callable[[str], None
 
     studies = [(rung, study) for rung in _by_size(spec) for study in spec.studies(rung)]
     problems: list[Problem] = []
-    for _, study in studies:
+    folders: dict[str, Path] = {}
+    for rung, study in studies:
         try:
-            preflight(study, machine=machine_for(address), progress=say)
+            ready = preflight(study, machine=machine_for(address), progress=say)
+            folders[rung.label] = Path(ready.inputs.model_dir)
         except InputError as error:
             problems += [each for each in error.problems if each not in problems]
+    problems += comparable_problems(folders)
     if problems:
         raise InputError(problems)
     for number, (rung, study) in enumerate(studies, 1):
@@ -97,6 +101,22 @@ def run_ladder(spec: ScalingSpec, address: str | None, say: Callable[[str], None
             say(f"{study.study} has not come to its end ({done.stopped or 'interrupted'}); the same command goes on")
             return False
     return True
+
+
+def comparable_problems(folders: dict[str, Path]) -> list[Problem]:
+    """Rungs, by name and folder, that are not asked in the same way: without a tokenizer, or some with a chat template
+    and others without."""
+    problems = [
+        Problem(f"ladder ({label})", f"no tokenizer in {folder}", "a folder with tokenizer files")
+        for label, folder in folders.items()
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    ]
+    bare = [label for label, folder in folders.items() if not has_chat_template(folder)]
+    if bare and len(bare) < len(folders):
+        found = f"{', '.join(bare)} without a chat template, the others with one"
+        fix = "A base model and a tuned one differ in more than size: take one kind for all rungs."
+        problems.append(Problem("ladder", found, "rungs that are all asked alike", fix))
+    return problems
 
 
 def ladder_cells(spec: ScalingSpec) -> tuple[list[Cell], list[Missing]]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from dcr_ray import ScalingStudy
 from dcr_ray.cli.main import main
 from dcr_ray.errors import InputError
-from dcr_ray.ladder import fit_ladder, ladder_cells, outcomes
+from dcr_ray.ladder import comparable_problems, fit_ladder, ladder_cells, outcomes
 from dcr_ray.preflight import study_folder
 from dcr_ray.report.scaling import write_scaling_report
 from dcr_ray.scaling.spec import load_scaling, parse_scaling
@@ -203,3 +203,12 @@ def test_a_cut_model_is_the_first_layers_of_another(tmp_path):
     with pytest.raises(InputError) as caught:
         cut_model(tmp_path / "m", 4, tmp_path / "cut")
     assert len(caught.value.problems) == 2
+
+
+def test_rungs_that_are_not_asked_alike_are_refused_before_the_ladder_starts(tmp_path):
+    folders = {name: build_tiny_model(tmp_path / name) for name in ("a", "b", "c")}
+    assert comparable_problems(folders) == []
+    (folders["b"] / "chat_template.jinja").unlink()
+    (folders["c"] / "tokenizer.json").unlink()
+    found = comparable_problems(folders)
+    assert "no tokenizer" in found[0].found and "b without a chat template" in found[1].found
