@@ -252,6 +252,7 @@ def what_is_left(head: Head) -> dict:
 NOTHING = {"groups": [], "actors": [], "cpus": 3.0}
 
 
+@pytest.mark.slow
 def test_two_studies_on_one_small_cluster_both_end_and_leave_nothing(head, tmp_path):
     """2.5 of 3 CPUs are the first one's; the second one needs 1.5."""
     half = {"engines": 1, "cpus_per_engine": 0.5}
