@@ -435,7 +435,8 @@ def judge_task(
         "split": data.split,
         "in_distribution": sorted(data.in_distribution),
     }
-    return _task(study, cache_root, "judge", "here", judge, identity, trial, job)
+    # Trials judge by themselves: two that share a model's answers must not write to one place.
+    return _task(f"{study}.{trial}", cache_root, "judge", "here", judge, identity, trial, job)
 
 
 def engine_version(engine: str) -> str:

@@ -183,3 +183,14 @@ def test_what_a_method_lacks_is_said_before_anything_starts(folder):
         preflight(study(folder, shape={"zero_stage": 3}, dynamics={"scopes": ["all"]}))
     with pytest.raises(InputError, match=r"dynamics\.scopes"):
         preflight(study(folder, dynamics={"scopes": ["every"]}))
+
+
+def test_trials_that_share_all_stages_judge_in_places_of_their_own(folder, inputs):
+    one, other = (inputs.tasks(recipe_of(folder, "stl"), name) for name in ("stl", "t000"))
+    assert [task.key for task in one] == [task.key for task in other]
+    judges = [next(task for task in tasks if task.stage == "judge") for tasks in (one, other)]
+    assert judges[0].job.output_dir != judges[1].job.output_dir
+    for task in judges:
+        task.begin()
+    records = [task.commit({"metrics": {}}, {}) for task in judges]
+    assert records[0].path == records[1].path == judges[0].directory and Path(records[0].path).is_dir()
