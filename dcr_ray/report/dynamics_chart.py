@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ray.cache import RECORD_FILE
-from dcr_ray.report.canvas import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, legend_above, light_sheet, printable
+from dcr_ray.report.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, legend_above, light_sheet, printable
 from dcr_ray.trial import Trial
 
 CLASSES = {
@@ -23,7 +23,7 @@ CLASSES = {
 
 PAIRS = {
     "seemingly_toxic-toxic": ("seemingly toxic - toxic", PURPLE),
-    "toxic-toxic": ("toxic - toxic", VERMILLION),
+    "toxic-toxic": ("toxic - toxic", SKY),
     "general-toxic": ("general - toxic", ORANGE),
 }
 
@@ -46,15 +46,17 @@ def looks_of(trial: Trial) -> Looks:
 
 
 def watched_trials(trials: Sequence[Trial]) -> dict[str, Looks]:
-    """The looks of the baseline and of the first complete trials that have any, one for each method and no more than
-    MOST_TRIALS, by a name that tells the method."""
+    """The looks of the baseline and of the first complete trial of each method that has any of its own, no more than
+    MOST_TRIALS, by a name that tells the method. What acts on the baseline's model was trained as it was."""
     found: dict[str, Looks] = {}
-    methods: set[str] = set()
+    shown: set[Any] = set()
     for trial in sorted(trials, key=lambda trial: trial.role != "baseline"):
-        if trial.state == "complete" and trial.recipe.method not in methods and len(found) < MOST_TRIALS:
-            if looks := looks_of(trial):
-                methods.add(trial.recipe.method)
-                found[f"{trial.name} ({trial.recipe.method})"] = looks
+        stages = tuple(stage.key for stage in trial.stages if stage.name in ("dcr", "sft"))
+        if trial.state != "complete" or len(found) == MOST_TRIALS or {stages, trial.recipe.method} & shown:
+            continue
+        if looks := looks_of(trial):
+            shown |= {stages, trial.recipe.method}
+            found[f"{trial.name} ({trial.recipe.method})"] = looks
     return found
 
 
