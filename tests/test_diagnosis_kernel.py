@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call, jacrev
 
 from dcr_ray.diagnosis.exact import exact_squared_norms
-from dcr_ray.diagnosis.gradients import Lora, _linear_gram, gradient_grams
+from dcr_ray.diagnosis.gradients import Lora, _factored_gram, _linear_gram, gradient_grams
 from dcr_ray.diagnosis.kernel import (
     PROBES_OF_A_GROUP,
     diagnose_kernel,
@@ -113,16 +113,17 @@ def test_fresh_adapters_are_those_of_a_low_rank_update(folder):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
-def test_both_ways_to_multiply_a_linear_maps_gradients_agree(monkeypatch):
+@pytest.mark.parametrize(("o", "i"), [(6, 5), (400, 500)])
+def test_both_ways_to_multiply_a_linear_maps_gradients_agree(o, i):
     generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=generator)
-    inputs = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
+    lengths = [4, 1, 3]
+    cotangents = torch.randn(2, 3, 4, o, dtype=torch.float64, generator=generator)
+    for place, length in enumerate(lengths):
+        cotangents[:, place, length:] = 0
+    inputs = torch.randn(3, 4, i, dtype=torch.float64, generator=generator)
     formed = torch.einsum("cnto,nti->cnoi", cotangents, inputs).reshape(6, -1)
-    torch.testing.assert_close(_linear_gram(cotangents, inputs), formed @ formed.T)
-    wide = torch.randn(2, 3, 1, 400, dtype=torch.float64, generator=generator)
-    one = torch.randn(3, 1, 500, dtype=torch.float64, generator=generator)
-    formed = torch.einsum("cnto,nti->cnoi", wide, one).reshape(6, -1)
-    torch.testing.assert_close(_linear_gram(wide, one), formed @ formed.T)
+    torch.testing.assert_close(_linear_gram(cotangents, inputs, lengths), formed @ formed.T)
+    torch.testing.assert_close(_factored_gram(cotangents, inputs, lengths), formed @ formed.T)
 
 
 def test_padding_and_batches_change_nothing(folder, monkeypatch):

@@ -91,7 +91,7 @@ def gradient_grams(
     lora_grams: list[Tensor] = [torch.empty(0)] * count
     for index in reversed(range(count)):
         layer_grams[index], lora_grams[index], cotangent = _one_layer(
-            opened.layers[index], index, entering[index], named[index], cotangent, lora
+            opened.layers[index], index, entering[index], named[index], cotangent, lora, (at + 1).tolist()
         )
         entering[index] = torch.empty(0)
         report(count - index + 1, count + 1)
@@ -129,7 +129,13 @@ def _forwards(opened: Opened, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], 
 
 
 def _one_layer(
-    layer: Any, index: int, entering: Tensor, named: dict[str, Any], cotangent: Tensor, lora: Lora | None
+    layer: Any,
+    index: int,
+    entering: Tensor,
+    named: dict[str, Any],
+    cotangent: Tensor,
+    lora: Lora | None,
+    lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The layer's products, those of fresh adapters in it, and the cotangents of its input [C, N, T, width]."""
     prompts = entering.shape[0]
@@ -151,11 +157,11 @@ def _one_layer(
     for name, module in modules.items():
         given, gradient = torch.cat(inputs.pop(name)), torch.cat(pulled.pop(name), 1)
         if isinstance(module, nn.Linear):
-            total += _linear_gram(gradient, given)
+            total += _linear_gram(gradient, given, lengths)
             if module.bias is not None:
                 total += _gram(gradient.sum(2))
             if lora is not None and name.rpartition(".")[2] in lora.targets:
-                adapted += _linear_gram(gradient, given @ _adapter(lora, index, name, given).T)
+                adapted += _linear_gram(gradient, given @ _adapter(lora, index, name, given).T, lengths)
         else:
             over = tuple(range(2, gradient.dim() - 1))
             total += _gram((gradient * normed(given, module)[None]).sum(over))
@@ -207,30 +213,48 @@ def _rows_of(named: dict[str, Any], part: slice, prompts: int) -> dict[str, Any]
     return {name: cut(value) for name, value in named.items()}
 
 
-def _linear_gram(cotangents: Tensor, inputs: Tensor) -> Tensor:
+def _linear_gram(cotangents: Tensor, inputs: Tensor, lengths: Sequence[int]) -> Tensor:
     """<sum_t d_t a_t^T, sum_s d'_s a'_s^T> for cotangents [C, N, T, o] and inputs [N, T, i], as [C N, C N] in fp64.
 
-    By forming the gradients in pieces, or from the products of cotangents and of inputs, whichever takes fewer
-    operations.
+    By forming the gradients, or from products of inputs and of cotangents (`_factored_gram`), whichever takes fewer
+    operations. Only the first `lengths` tokens of a prompt count.
     """
-    c, n, t, o = cotangents.shape
-    i = inputs.shape[2]
-    rows = c * n
-    formed = rows * o * i * (t + rows)
-    by_products = rows * rows * t * t * (o + 1) + n * n * t * t * i
+    c, n, _, o = cotangents.shape
+    i, tokens, rows = inputs.shape[2], sum(lengths), c * n
+    formed = rows * max(lengths) * o * i + 0.75 * rows**2 * o * i
+    factored = tokens**2 / 2 * (i + c * o) + tokens * n / 2 * c**2 * o
+    if factored <= formed:
+        return _factored_gram(cotangents, inputs, lengths)
     total = torch.zeros(rows, rows, dtype=torch.float64)
-    if formed <= by_products:
-        step = max(1, CHUNK_ELEMENTS // (rows * i))
-        for start in range(0, o, step):
-            piece = torch.einsum("cnto,nti->cnoi", cotangents[..., start : start + step], inputs)
-            total += _gram(piece.reshape(c, n, -1))
-        return total
-    similar = torch.einsum("nti,msi->nmts", inputs, inputs)
-    for place in range(rows):
-        first, prompt = divmod(place, n)
-        products = torch.einsum("to,cmso->cmts", cotangents[first, prompt], cotangents)
-        total[place] = (products * similar[prompt][None]).sum((2, 3)).reshape(-1).double().cpu()
+    step = max(1, CHUNK_ELEMENTS // (rows * i))
+    for start in range(0, o, step):
+        piece = torch.einsum("cnto,nti->cnoi", cotangents[..., start : start + step], inputs)
+        total += _gram(piece.reshape(c, n, -1))
     return total
+
+
+def _factored_gram(cotangents: Tensor, inputs: Tensor, lengths: Sequence[int]) -> Tensor:
+    """sum_(t, s) (a_t . a'_s) <d_t, d'_s>: for every prompt m its cotangents are weighted by how like its inputs are to
+    each token of the prompts from m on, and then meet that token's own, all pairs of probes at once."""
+    c, n, _, o = cotangents.shape
+    kept = torch.cat([torch.arange(length) + place * inputs.shape[1] for place, length in enumerate(lengths)])
+    given = inputs.flatten(0, 1)[kept.to(inputs.device)]
+    pulled = cotangents.flatten(1, 2)[:, kept.to(inputs.device)].transpose(0, 1).contiguous()  # [tokens, C, o]
+    prompt_of = torch.repeat_interleave(torch.arange(n), torch.tensor(lengths)).to(inputs.device)
+    total = torch.zeros(n, c, n, c, dtype=torch.float64)
+    begin = 0
+    for m, length in enumerate(lengths):
+        own = pulled[begin : begin + length].reshape(length, c * o)
+        summed = torch.zeros(n, c, c, dtype=torch.float64, device=inputs.device)
+        step = max(1, CHUNK_ELEMENTS // (4 * c * o))
+        for start in range(begin, len(given), step):
+            part = slice(start, start + step)
+            weighted = (given[part] @ given[begin : begin + length].T @ own).reshape(-1, c, o)
+            summed.index_add_(0, prompt_of[part], torch.bmm(pulled[part], weighted.mT).double())
+        total[m:, :, m] = summed[m:].cpu()
+        total[m, :, m:] = summed[m:].permute(2, 0, 1).cpu()
+        begin += length
+    return total.permute(1, 0, 3, 2).reshape(c * n, c * n)
 
 
 def _gram(vectors: Tensor) -> Tensor:

@@ -75,13 +75,16 @@ PROBES_OF_A_GROUP = 4
 def kernel_flops(card: ModelCard, prompts: int, groups: int, length: float) -> Flops:
     """The kernel between `prompts` prompts of about `length` tokens, by groups of PROBES_OF_A_GROUP probes.
 
-    A group runs every layer forwards twice and pulls each probe back through it, forms the gradients of all matrices,
-    and multiplies those of all (probe, prompt) with each other, the upper triangle left out.
+    A group runs every layer forwards twice and pulls each probe back through it; the products of all gradients come
+    from inputs and cotangents of all tokens, or from the gradients themselves, whichever takes less.
     """
-    rows, matrices = PROBES_OF_A_GROUP * prompts, card.layers * matrix_parameters(card)
-    tokens = prompts * length
-    passes = (2 * 2 + PROBES_OF_A_GROUP * 4) * tokens * matrices
-    products = 2 * rows * length * matrices + 1.5 * rows * rows * matrices
+    probes, matrices = PROBES_OF_A_GROUP, card.layers * matrix_parameters(card)
+    rows, tokens = probes * prompts, prompts * length
+    put_out = (card.heads + 2 * card.kv_heads) * card.head_dim + 2 * card.hidden_size + 2 * card.intermediate_size
+    passes = (2 * 2 + probes * 4) * tokens * matrices
+    formed = 2 * rows * length * matrices + 1.5 * rows * rows * matrices
+    factored = card.layers * put_out * (tokens**2 * probes + tokens * prompts * probes**2)
+    products = min(formed, factored)
     total = groups * (passes + products)
     return Flops(total, total)
 
