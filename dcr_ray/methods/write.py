@@ -18,7 +18,7 @@ from torch import Tensor
 from dcr_ray.methods.ablation import HEAD
 
 INDEX_FILE = "model.safetensors.index.json"
-_NOT_ITS_OWN = ("canary.json", "record.json", INDEX_FILE)
+_NOT_ITS_OWN = ("canary.json", "record.json", "dcr_identity.json", "dcr_source.json", INDEX_FILE)
 
 
 def write_edited(checkpoint_dir: Path | str, output_dir: Path | str, changed: Mapping[str, Tensor]) -> None:

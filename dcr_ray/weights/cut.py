@@ -43,7 +43,8 @@ def cut_model(folder: Path | str, layers: int, out: Path | str) -> Path:
                 tensors[name] = tensor
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".model", ".txt") and "index" not in file.name:
+        kept = file.suffix in (".json", ".jinja", ".model", ".txt") and not file.name.startswith("dcr_")
+        if file.is_file() and kept and "index" not in file.name:
             shutil.copy(file, target / file.name)
     config["num_hidden_layers"] = layers
     if config.get("layer_types"):
