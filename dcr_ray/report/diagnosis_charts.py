@@ -45,17 +45,17 @@ def draw_kernels(kernels: Mapping[str, Any], path: Path) -> Path:
 
 
 _LINES = (
-    ("auroc", "class, families not seen", BLUE, "-"),
-    ("same_source_auroc", "class, within one file", GREEN, "-"),
-    ("other_sources_auroc", "class, files not seen", ORANGE, "-"),
-    ("origin_auroc", "control: file, within a class", GREY, "--"),
+    ("auroc", "class, new families", BLUE, "-"),
+    ("same_source_auroc", "class, one file", GREEN, "-"),
+    ("other_sources_auroc", "class, new files", ORANGE, "-"),
+    ("origin_auroc", "control: file", GREY, "--"),
 )
 
 
 def draw_separability(models: Mapping[str, Sequence[Any]], path: Path) -> Path:
     """A row for each model (name -> its layers): probes' AUROC with their control, cosines, alignment to the other."""
     aligned = any(layer.cka is not None for layers in models.values() for layer in layers)
-    with light_sheet(9.6 if aligned else 6.8, 0.6 + 2.5 * len(models), path) as figure:
+    with light_sheet(11.0 if aligned else 7.6, 0.6 + 2.5 * len(models), path) as figure:
         rows = figure.subplots(len(models), 3 if aligned else 2, squeeze=False)
         for axes, (name, layers) in zip(rows, models.items(), strict=True):
             x = [layer.layer for layer in layers]
@@ -68,11 +68,11 @@ def draw_separability(models: Mapping[str, Sequence[Any]], path: Path) -> Path:
             axes[0].set_ylim(0.4, 1.02)
             axes[0].set_ylabel("AUROC")
             axes[0].set_title(printable(name))
-            _line(axes[1], x, [layer.within_cosine for layer in layers], "cosine within a class", VERMILLION, "-")
+            _line(axes[1], x, [layer.within_cosine for layer in layers], "within a class", VERMILLION, "-")
             _line(axes[1], x, [layer.across_cosine for layer in layers], "across classes", PURPLE, "-")
             axes[1].set_ylabel("mean cosine, centred")
             if aligned:
-                _line(axes[2], x, [layer.cka for layer in layers], "alignment (CKA) to the other model", GREEN, "-")
+                _line(axes[2], x, [layer.cka for layer in layers], "to the other model", GREEN, "-")
                 axes[2].set_ylim(-0.05, 1.05)
                 axes[2].set_ylabel("CKA")
             for panel in axes:
