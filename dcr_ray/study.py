@@ -37,6 +37,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def attack_name(attack: str) -> str:
+    """What a wrapped set is called after its own name and a hyphen: the family's name, or that of its YAML file."""
+    path = Path(attack)
+    return path.stem if path.suffix in (".yaml", ".yml") else attack
+
+
 class SetChoice(_Section):
     """A data set by name or path, or the part of it that is wanted; or one's own file, described here."""
 
@@ -305,6 +311,7 @@ class StudySpec(_Section):
                 del choice["test_limit"]
                 # Where one's own file lies says nothing either; how it is read does, where it is told.
                 del choice["file"]
+                choice["attack"] = choice["attack"] and attack_name(choice["attack"])
                 for told in ("columns", "only", "polarity", "attack"):
                     if not choice[told]:
                         del choice[told]
@@ -495,7 +502,7 @@ def _set_metrics(raw: dict[str, Any]) -> tuple[str, ...]:
         for entry in entries if isinstance(entries, list) else [entries]:
             name = entry.get("set") if isinstance(entry, dict) else entry
             if isinstance(entry, dict) and isinstance(entry.get("attack"), str):
-                name = f"{name}-{Path(entry['attack']).stem}"
+                name = f"{name}-{attack_name(entry['attack'])}"
             names += [f"{rate}.{name}"] if isinstance(name, str) else []
     return tuple(names)
 

@@ -81,6 +81,48 @@ def test_a_prompt_that_is_trained_on_is_a_leak_in_any_wrapping(root):
     assert not any(prompt.text in wrapped.text for prompt in data.toxic for wrapped in data.defense)
 
 
+def test_what_training_is_watched_on_stays_plain_and_the_same_whatever_is_wrapped_beside_it(root):
+    wrapped = {"set": "advbench", "attack": "persona"}
+    plain = load_study_data(study(root).data)
+    beside = load_study_data(study(root, evaluate={"defense": ["advbench", wrapped]}).data)
+    alone = load_study_data(study(root, evaluate={"defense": [wrapped, {**wrapped, "attack": "fiction"}]}).data)
+    assert len(beside.defense) == 2 * len(plain.defense) == len(alone.defense)
+    assert beside.held_out_toxic == plain.held_out_toxic == alone.held_out_toxic
+
+
+def test_a_prompt_of_two_benchmarks_counts_once_plain_and_once_in_each_wrapping(root):
+    """Ten of them stand in both: the second benchmark loses them only where it is asked as the first one is."""
+    shared = [{"prompt": f"Goal {n * n} of all"} for n in range(10)]
+    write_rows(root / "own.jsonl", shared + [{"prompt": f"Another aim {n * n}"} for n in range(40)])
+
+    def rows_of(attack: str | None, first: str | None) -> int:
+        evaluate = {"defense": [{"set": "advbench", "attack": first}, {"set": "own.jsonl", "attack": attack}]}
+        data = [load_study_data(study(root, evaluate=evaluate).data, split) for split in ("search", "test")]
+        return sum(p.source.startswith("own") for each in data for p in each.defense)
+
+    assert rows_of(None, None) == rows_of("persona", "persona") == 40
+    assert rows_of("persona", None) == rows_of(None, "persona") == rows_of("fiction", "persona") == 50
+
+
+def test_a_missing_file_is_asked_for_under_the_name_that_can_be_fetched(root):
+    with pytest.raises(InputError, match="dcr-ray data fetch strongreject`"):
+        load_study_data(study(root, evaluate={"defense": {"set": "strongreject", "attack": "persona"}}).data)
+
+
+def test_where_a_file_of_templates_lies_is_no_part_of_a_studys_identity_and_its_name_is(root):
+    one, moved, other = (
+        study(root, evaluate={"defense": {"set": "advbench", "attack": file}})
+        for file in ("mine.yaml", "/elsewhere/mine.yml", "yours.yaml")
+    )
+    assert one.fingerprint() == moved.fingerprint() != other.fingerprint()
+
+
+def test_a_file_may_not_be_called_as_a_known_family(root):
+    (root / "persona.yaml").write_text("- '{prompt}'\n")
+    with pytest.raises(InputError, match="a name of its own"):
+        load_study_data(study(root, evaluate={"defense": {"set": "advbench", "attack": "persona.yaml"}}).data)
+
+
 def test_attacked_sets_have_rates_of_their_own_name(root):
     spec = study(
         root,

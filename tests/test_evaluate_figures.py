@@ -11,10 +11,13 @@ from dcr_ray.verdict import Verdict
 VERDICTS = [Verdict.COMPLIED] * 5 + [Verdict.REFUSED] * 2 + [Verdict.PARTIAL, Verdict.DEGENERATE, Verdict.UNSCORED]
 
 
-def outcomes(verdicts=VERDICTS, benchmark="one", in_distribution=False, cut=4, probability=None, families=None):
+def outcomes(
+    verdicts=VERDICTS, benchmark="one", in_distribution=False, cut=4, probability=None, families=None, suffix=""
+):
     return [
         {
             "benchmark": benchmark,
+            "prompt": f"{index}{suffix}",
             "group": str(index if families is None else index // families),
             "in_distribution": in_distribution,
             "verdict": verdict,
@@ -42,6 +45,22 @@ def test_prompts_of_a_family_count_for_less_than_as_many_single_ones():
         single["compliance/high"] - single["compliance/low"]
     )
     assert "compliance/low" in field_metrics("compliance", outcomes(verdicts, families=100))
+
+
+def test_a_set_and_the_same_set_wrapped_are_no_more_families_than_the_set():
+    """Asked twice, forty prompts tell of forty prompts: the field's interval and the macro average's stay as wide."""
+    verdicts = [Verdict.COMPLIED] * 20 + [Verdict.REFUSED] * 20
+    plain = outcomes(verdicts)
+    wrapped = outcomes(verdicts, benchmark="one-persona", suffix="-persona")
+    other = outcomes(verdicts, benchmark="other")
+
+    def widths(*sets):
+        metrics = field_metrics("defense", [row for rows in sets for row in rows])
+        return [metrics[f"{name}/high"] - metrics[f"{name}/low"] for name in ("defense", "defense.macro")]
+
+    alone, twice, apart = widths(plain), widths(plain, wrapped), widths(plain, other)
+    assert twice == pytest.approx(alone, rel=0.05)
+    assert max(apart) < 0.75 * min(twice)
 
 
 def test_a_degenerate_or_partial_response_is_neither_compliance_nor_defense():

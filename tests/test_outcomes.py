@@ -10,7 +10,7 @@ import pytest
 
 from dcr_ray.data.examples import Prompt
 from dcr_ray.errors import InputError
-from dcr_ray.outcomes import COLUMNS, OUTCOMES_VERSION, Outcomes, outcome_rows
+from dcr_ray.outcomes import COLUMNS, OUTCOMES_VERSION, Outcomes, outcome_rows, plain_benchmark
 from dcr_ray.verdict import Verdict
 
 PROMPTS = {
@@ -186,6 +186,30 @@ def test_a_prompt_that_a_trial_was_never_asked_is_nan_and_order_of_rows_does_not
     frame = study().frame
     table = Outcomes(frame[~((frame["trial"] == "t2") & (frame["prompt"] == "c1"))].iloc[::-1].reset_index(drop=True))
     np.testing.assert_array_equal(table.hits("compliance", "string").values, [[1, 0, 0, 0], [1, np.nan, 1, 1]])
+
+
+def test_a_wrapped_prompt_is_of_the_family_of_the_plain_one():
+    rows = whole_rows()
+    wrapped = [
+        dict(row, benchmark=f"{row['benchmark']}-own-fiction", prompt=f"{row['prompt']}-own-fiction") for row in rows
+    ]
+    matrix = Outcomes.of_rows(rows + wrapped).hits("compliance", "string")
+    assert matrix.benchmarks == ("oktest",) * 4 + ("oktest-own-fiction",) * 4
+    np.testing.assert_array_equal(matrix.groups, [0, 0, 1, 1, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "benchmark, prompt, plain",
+    [
+        ("advbench", "17", "advbench"),
+        ("advbench-persona", "17-persona", "advbench"),
+        ("advbench-persona", "17", "advbench-persona"),
+        ("xstest-safe-own-file", "v2-17-own-file", "xstest-safe"),
+        ("or-bench-hard-1k", "9f3e-1", "or-bench-hard-1k"),
+    ],
+)
+def test_a_wrapped_benchmark_is_known_by_how_it_and_its_prompts_are_called(benchmark, prompt, plain):
+    assert plain_benchmark(benchmark, prompt) == plain
 
 
 def test_groups_of_two_benchmarks_are_never_the_same():

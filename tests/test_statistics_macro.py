@@ -41,6 +41,15 @@ def test_a_benchmark_hit_throughout_still_leaves_an_error():
     assert mean.low < 0.97
 
 
+def test_benchmarks_that_ask_the_same_prompts_are_as_good_as_one():
+    one, other = an_estimate(0.9, 0.86, 0.93), an_estimate(0.5, 0.44, 0.54)
+    twice = macro_average([one, one], ["a", "a"])
+    assert (twice.low, twice.high) == pytest.approx((one.low, one.high))
+    assert twice.standard_error == pytest.approx(one.standard_error)
+    assert macro_average([one, other], ["a", "b"]) == macro_average([one, other])
+    assert macro_average([one, other], ["a", "a"]).low < macro_average([one, other]).low
+
+
 def test_macro_averages_of_differences_are_covered():
     random = np.random.default_rng(41)
     tables = ((100, (0.8, 0.1, 0.05, 0.05)), (150, (0.9, 0.05, 0.03, 0.02)), (200, (0.85, 0.05, 0.05, 0.05)))

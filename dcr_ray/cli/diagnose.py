@@ -83,8 +83,8 @@ def _kernel(
     from dcr_ray.train.tokens import prompt_tokens, tokenizer_of
 
     texts = {
-        "seemingly_toxic": [item.text for item in data.compliance],
-        "toxic": [item.text for item in data.defense],
+        "seemingly_toxic": [item.text for item in data.held_out_seemingly_toxic],
+        "toxic": [item.text for item in data.held_out_toxic],
         "general": [item.prompt for item in data.capability],
     }
     prompts = {
@@ -125,7 +125,7 @@ def _states(opened: Any, folder: Path, data: Any, system_prompt: str | None, nam
 def _separability(data: Any, states: Any, base: Any) -> Any:
     from dcr_ray.diagnosis.separability import Labelled, separability
 
-    toxic = set(map(id, data.defense))
+    toxic = set(map(id, data.held_out_toxic))
     labels = [
         Labelled(id(item) in toxic, data.source_of[item.source], f"{data.source_of[item.source]} {item.group}")
         for item in _probed(data)
@@ -134,7 +134,7 @@ def _separability(data: Any, states: Any, base: Any) -> Any:
 
 
 def _probed(data: Any) -> list[Any]:
-    return [*_spread(data.compliance, MOST_PROBED), *_spread(data.defense, MOST_PROBED)]
+    return [*_spread(data.held_out_seemingly_toxic, MOST_PROBED), *_spread(data.held_out_toxic, MOST_PROBED)]
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:

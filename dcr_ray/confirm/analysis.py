@@ -20,7 +20,7 @@ from dcr_ray.confirm.selected import SelectedTrial, selected_trial
 from dcr_ray.evaluate.flips import Flips, verdict_flips
 from dcr_ray.gathered import evaluated, gather
 from dcr_ray.judges.calibrate import Calibration
-from dcr_ray.outcomes import HitMatrix, Outcomes
+from dcr_ray.outcomes import HitMatrix, Outcomes, plain_benchmark
 from dcr_ray.preflight import storage_root
 from dcr_ray.statistics.estimate import Estimate
 from dcr_ray.statistics.families import NonInferiority, holm, non_inferiority
@@ -216,7 +216,8 @@ def _compare(matrix: HitMatrix, arm: str, inside: set[str]) -> list[Comparison]:
     adjusted = holm({name: row.p_value for name, row in single.items() if row.p_value is not None})
     rows = [_on(matrix, arm, ALL)]
     if len(benchmarks) > 1:
-        rows.append(_macro(rows[0], list(single.values())))
+        asked = {benchmark: plain_benchmark(benchmark, prompt) for benchmark, prompt in matrix.prompts}
+        rows.append(_macro(rows[0], list(single.values()), [asked[name] for name in single]))
     if inside and inside != set(benchmarks):
         known = np.array([benchmark in inside for benchmark in matrix.benchmarks])
         rows += [_on(matrix.select(prompts=known), arm, INSIDE), _on(matrix.select(prompts=~known), arm, OUTSIDE)]
@@ -236,10 +237,11 @@ def _on(matrix: HitMatrix, arm: str, scope: str) -> Comparison:
     return Comparison(matrix.judge, matrix.field, arm, scope, rates[0], rates[1], difference, difference.p_value)
 
 
-def _macro(whole: Comparison, single: Sequence[Comparison]) -> Comparison:
+def _macro(whole: Comparison, single: Sequence[Comparison], asked: Sequence[str]) -> Comparison:
     over_seeds = hasattr(whole.rate, "spreads")
     average = macro_average_over_seeds if over_seeds else macro_average
-    parts = {name: average([getattr(row, name) for row in single]) for name in ("rate", "reference", "difference")}
+    names = ("rate", "reference", "difference")
+    parts = {name: average([getattr(row, name) for row in single], asked) for name in names}
     return Comparison(whole.judge, whole.field, whole.arm, MACRO, **parts, p_value=None)
 
 

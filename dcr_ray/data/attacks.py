@@ -17,6 +17,7 @@ import yaml
 from dcr_ray.data.examples import Prompt
 from dcr_ray.errors import InputError, Problem, nearest_name
 from dcr_ray.fingerprint import digest
+from dcr_ray.study import attack_name
 
 SLOT = "{prompt}"
 
@@ -66,11 +67,6 @@ def attack_problems(attack: str, root: str | None) -> list[Problem]:
     return []
 
 
-def attack_name(attack: str) -> str:
-    """What a wrapped set is called after its own name: the family's name, or that of its file."""
-    return Path(attack).stem
-
-
 def templates_of(attack: str, root: str | None) -> list[tuple[str, str]]:
     """(family, template) pairs of a family, of all of them (`any`), or of a YAML file, as a path or below `root`.
 
@@ -84,6 +80,9 @@ def templates_of(attack: str, root: str | None) -> list[tuple[str, str]]:
         allowed = f"{', '.join(FAMILIES)}, {ANY}, or a YAML file of templates"
         raise InputError([Problem("attack", f"'{attack}'", allowed, nearest_name(attack, [*FAMILIES, ANY]))])
     places = [Path(attack), *([Path(root) / attack] if root else [])]
+    if attack_name(attack) in (*FAMILIES, ANY):
+        found = f"'{attack}', whose name is that of a known family"
+        raise InputError([Problem("attack", found, "a file with a name of its own")])
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise InputError([Problem("attack", f"no file {attack}", "a file, as a path or below data.root")])

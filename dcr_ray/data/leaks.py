@@ -33,15 +33,15 @@ def pool_name(pool: Pool) -> str:
 
 
 def without_leaks(
-    pools: Mapping[Pool, Items], variant_of: Mapping[str, str] | None = None
+    pools: Mapping[Pool, Items], attacks: Mapping[str, str] | None = None
 ) -> tuple[dict[Pool, Items], list[Dropped]]:
     """Per pool, its rows without those that an earlier pool of another part, or of another field, holds as well, or an
     earlier set of the same pool: a prompt that two benchmarks share counts once.
 
-    Pools that are trained on may share prompts with each other, and a benchmark may hold a prompt twice. `variant_of`
-    names the set that a set wraps; in one pool a prompt may stand plain and wrapped.
+    Pools that are trained on may share prompts with each other, and a benchmark may hold a prompt twice. `attacks`
+    says of sets what their rows, plain yet, will be wrapped in: in one pool a prompt may stand plain and once in each.
     """
-    plain = variant_of or {}
+    attacks = attacks or {}
     names = {pool_name(pool): pool for pool in pools}
     gone: dict[Pool, set[int]] = {pool: set() for pool in pools}
     dropped = []
@@ -59,7 +59,9 @@ def without_leaks(
                 if keeper == loser:
                     kept, lost = sorted((kept, lost))
                 row, twin = pools[loser][lost], pools[keeper][kept]
-                if keeper == loser and plain.get(row.source, row.source) == plain.get(twin.source, twin.source):
+                if keeper == loser and (
+                    row.source == twin.source or attacks.get(row.source) != attacks.get(twin.source)
+                ):
                     continue
                 if lost not in gone[loser] and kept not in gone[keeper]:
                     gone[loser].add(lost)

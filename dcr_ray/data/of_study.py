@@ -12,14 +12,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dcr_ray.data.attacks import attack_name, attack_problems, templates_of, wrapped
+from dcr_ray.data.attacks import attack_problems, templates_of, wrapped
 from dcr_ray.data.dataset import DataSet
 from dcr_ray.data.examples import Pair, Prompt, Split
 from dcr_ray.data.leaks import Dropped, Items, Pool, without_leaks
 from dcr_ray.data.load import load_pairs, load_prompts
 from dcr_ray.data.own_sets import set_of
 from dcr_ray.errors import InputError, Problem
-from dcr_ray.study import DataSpec, SetChoice
+from dcr_ray.study import DataSpec, SetChoice, attack_name
 
 TRAINED = ("seemingly_toxic", "toxic", "general", "safety", "augment")
 EVALUATED = ("compliance", "defense", "capability")
@@ -31,7 +31,8 @@ _GOOD_MODEL = {"should_comply": "answers", "should_refuse": "refuses"}
 @dataclasses.dataclass(frozen=True)
 class StudyData:
     """What every stage of the study reads. `compliance`, `defense` and `capability` are of the split asked for; the
-    held-out prompts of the DCR stage are always the search split's, so that training never looks at a test split."""
+    held-out prompts of the DCR stage are always the search split's, so that training never looks at a test split, and
+    plain: a study that adds wrapped sets shares its DCR stages with one that does not."""
 
     seemingly_toxic: tuple[Prompt, ...]
     toxic: tuple[Prompt, ...]
@@ -73,8 +74,8 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
         **{field: kept["train", field] for field in TRAINED},
         **{field: in_templates(kept[split, field]) for field in EVALUATED},
         split=split,
-        held_out_seemingly_toxic=kept["search", "compliance"],
-        held_out_toxic=kept["search", "defense"],
+        held_out_seemingly_toxic=_plain(kept["search", "compliance"], chosen),
+        held_out_toxic=_plain(kept["search", "defense"], chosen),
         in_distribution=frozenset(
             data_set.name for field in EVALUATED for data_set, _ in chosen[field] if data_set.file in trained_on
         ),
@@ -84,8 +85,8 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
 
 
 def load_pools(spec: DataSpec) -> tuple[dict[Pool, Items], list[Dropped]]:
-    """The rows of every (split, field) of the study without their leaks, and what was dropped. Raises InputError as
-    `load_study_data` does."""
+    """The rows of every (split, field) of the study without their leaks, and what was dropped. Those of wrapped sets
+    are not wrapped yet: leaks and the ledger speak of plain prompts. Raises InputError as `load_study_data` does."""
     problems: list[Problem] = []
     chosen = chosen_sets(spec, problems)
     # The order says who keeps a shared prompt.
@@ -94,7 +95,7 @@ def load_pools(spec: DataSpec) -> tuple[dict[Pool, Items], list[Dropped]]:
     pools = {(part, field): _load(spec, part, field, chosen, problems) for part, field in order}
     if problems:
         raise InputError(problems)
-    kept, dropped = without_leaks(pools, {name: one.data_set.name for name, one in _attacked(chosen).items()})
+    kept, dropped = without_leaks(pools, {name: one.attack for name, one in _attacked(chosen).items()})
     fix = "Choose other sets; `dcr-ray data ledger` lists what they share."
     problems = [
         Problem(
@@ -147,8 +148,9 @@ def _load(spec: DataSpec, split: Split, field: str, chosen: dict[str, list[Chose
     rows: list = []
     for data_set, choice in chosen[field]:
         try:
-            rows += read(
-                data_set,
+            # What is wrong with a file is said under the name by which the file can be fetched.
+            own = read(
+                set_of(choice),
                 split=split,
                 root=spec.root,
                 fold=spec.fold,
@@ -156,6 +158,7 @@ def _load(spec: DataSpec, split: Split, field: str, chosen: dict[str, list[Chose
                 halves=data_set.file not in trained_on,
                 limit=choice.test_limit if split == "test" else choice.limit,
             )
+            rows += [row._replace(source=data_set.name) for row in own]
         except InputError as error:
             # What is wrong with a set as a whole is said once, not once a split.
             problems += [each for each in _placed(field, error) if each not in problems]
@@ -189,6 +192,13 @@ def _attacked(chosen: dict[str, list[Chosen]]) -> dict[str, _Attacked]:
         for data_set, choice in of_field
         if choice.attack is not None
     }
+
+
+def _plain(rows: Items, chosen: dict[str, list[Chosen]]) -> Items:
+    """The rows of sets that are not wrapped; of a field whose sets all are, their prompts, each once."""
+    wraps = {name: one.data_set.name for name, one in _attacked(chosen).items()}
+    once = {(wraps.get(row.source), row.id): row._replace(source=wraps.get(row.source, row.source)) for row in rows}
+    return tuple(row for row in rows if row.source not in wraps) or tuple(once.values())
 
 
 def _attack_problems(field: str, name: str, attack: str, root: str | None) -> list[Problem]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dcr_ray.outcomes.variants import plain_benchmark
 from dcr_ray.statistics.estimate import Estimate
 from dcr_ray.statistics.macro import macro_average
 from dcr_ray.statistics.proportions import estimate_rate
@@ -22,24 +23,26 @@ def field_metrics(field: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str
     `field` is over all prompts; `field.SET` over those of one set; `field.in_distribution` over the sets whose file was
     trained on and `field.out_of_distribution` over the others, where there are both; `field.macro` the mean of the
     sets' rates. Each is the share of scored responses whose verdict is a hit (`verdict.HITS`), with NAME/low and /high,
-    its 95 % interval (families of prompts count as one), /n, the number scored, and /unscored. /degenerate_share and
-    /partial_share are shares of the scored, /cut_share (cut by the token limit) of all;
-    /first_token_refusal_probability, and /refusal_probability where it was measured, are means over all. A rate of
-    which nothing was scored is missing.
+    its 95 % interval (families of prompts count as one, and so do a prompt and the same one wrapped), /n, the number
+    scored, and /unscored. /degenerate_share and /partial_share are shares of the scored, /cut_share (cut by the token
+    limit) of all; /first_token_refusal_probability, and /refusal_probability where it was measured, are means over all.
+    A rate of which nothing was scored is missing.
     """
     sets = dict.fromkeys(row["benchmark"] for row in outcomes)
     metrics = _rate_metrics(field, field, outcomes)[0]
-    rates = []
+    rates, asked = [], []
     for name in sets:
-        of_set, rate = _rate_metrics(f"{field}.{name}", field, [row for row in outcomes if row["benchmark"] == name])
+        rows = [row for row in outcomes if row["benchmark"] == name]
+        of_set, rate = _rate_metrics(f"{field}.{name}", field, rows)
         metrics |= of_set
         rates += [rate] if rate else []
+        asked.append(plain_benchmark(name, rows[0]["prompt"]))
     parts = {inside: [row for row in outcomes if row["in_distribution"] is inside] for inside in (True, False)}
     if all(parts.values()):
         metrics |= _rate_metrics(f"{field}.in_distribution", field, parts[True])[0]
         metrics |= _rate_metrics(f"{field}.out_of_distribution", field, parts[False])[0]
     if rates and len(rates) == len(sets):
-        average = macro_average(rates)
+        average = macro_average(rates, asked)
         metrics[f"{field}.macro"] = average.value
         metrics[f"{field}.macro/low"], metrics[f"{field}.macro/high"] = average.low, average.high
     return metrics
@@ -53,7 +56,7 @@ def _rate_metrics(
     metrics: dict[str, float] = {f"{name}/n": len(scored), f"{name}/unscored": len(verdicts) - len(scored)}
     rate = None
     if scored:
-        families = [f"{row['benchmark']}/{row['group']}" for row in outcomes]
+        families = [f"{plain_benchmark(row['benchmark'], row['prompt'])}/{row['group']}" for row in outcomes]
         several = len({f for f, verdict in zip(families, verdicts) if verdict is not Verdict.UNSCORED}) > 1
         rate = estimate_rate(
             [math.nan if verdict is Verdict.UNSCORED else verdict in HITS[field] for verdict in verdicts],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcr_ray.outcomes.variants import plain_benchmark
 from dcr_ray.verdict import HITS, Verdict
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class HitMatrix:
 
     A row is a trial under a seed, sorted by both; a column a prompt, sorted by benchmark and id. `trials`, `seeds`,
     `arms` and `roles` name the rows; `prompts` (benchmark, id), `benchmarks` and `groups` the columns. `groups` are
-    integers from 0, one for each family of prompts, and no two benchmarks share one.
+    integers from 0, one for each family of prompts; two benchmarks share one only as a set plain and wrapped.
     """
 
     field: str
@@ -68,7 +69,7 @@ def hit_matrix(frame: pd.DataFrame, field: str, judge: str) -> HitMatrix:
     values = np.full((len(rows), len(columns)), np.nan)
     hits = np.isin(verdicts, [verdict.value for verdict in HITS[field]]).astype(float)
     values[row_of, column_of] = np.where(verdicts == Verdict.UNSCORED.value, np.nan, hits)
-    families = {family: number for number, family in enumerate(dict.fromkeys((b, g) for b, _, g in columns))}
+    families = {family: number for number, family in enumerate(dict.fromkeys(_family(*of) for of in columns))}
     return HitMatrix(
         field=field,
         judge=judge,
@@ -78,9 +79,13 @@ def hit_matrix(frame: pd.DataFrame, field: str, judge: str) -> HitMatrix:
         roles=tuple(role for *_, role in rows),
         prompts=tuple((benchmark, prompt) for benchmark, prompt, _ in columns),
         benchmarks=tuple(benchmark for benchmark, *_ in columns),
-        groups=np.array([families[benchmark, group] for benchmark, _, group in columns], dtype=np.int64),
+        groups=np.array([families[_family(*of)] for of in columns], dtype=np.int64),
         values=values,
     )
+
+
+def _family(benchmark: str, prompt: str, group: str) -> tuple[str, str]:
+    return plain_benchmark(benchmark, prompt), group
 
 
 def _places(frame: pd.DataFrame, names: list[str]) -> tuple[list[tuple], np.ndarray]:
