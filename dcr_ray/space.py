@@ -51,6 +51,15 @@ class Dimension(BaseModel):
         """True for a range of integers."""
         return all(isinstance(bound, int) for bound in (self.low, self.high))
 
+    def holds(self, value: Value) -> bool:
+        """Whether a value is one of the choices, or lies in the range; on a step of it where there are steps."""
+        if self.choices is not None:
+            return value in self.choices
+        if isinstance(value, str | bool) or not self.low <= value <= self.high or (self.whole and value != int(value)):
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-9
+
     def ends(self) -> tuple[Value, ...]:
         """The values to check against the recipe's own limits."""
         return self.choices if self.choices is not None else (self.low, self.high)

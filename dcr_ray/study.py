@@ -98,6 +98,11 @@ class DataSpec(_Section):
     root: str | None = Field(None, description="folder with the original files of the sets; none asks the hub")
     fold: int = Field(0, ge=0, description="which grouped fold is the test split; the next one is the search split")
     folds: int = Field(5, ge=3, le=20)
+    search_half: Literal["both", "first", "second"] = Field(
+        "both",
+        description="which half of the search split's prompts a model is scored on: what is chosen by one half can be "
+        "measured on the other",
+    )
     train: TrainData
     evaluate: EvaluationData
 
@@ -139,6 +144,9 @@ class SearchSpec(_Section):
     startup_trials: int = Field(10, ge=1, description="random trials before the sampler learns")
     seed: int = Field(0, ge=0)
     concurrent: int = Field(2, ge=1, description="trials under way at the same time")
+    first: tuple[dict[str, Any], ...] = Field(
+        (), description="points of the space that are tried, in this order, before the sampler is asked"
+    )
     storage: str | None = Field(
         None, description="an RDB URL for Optuna; none keeps a journal file in the study's folder"
     )
@@ -317,6 +325,8 @@ class StudySpec(_Section):
                         del choice[told]
         if not data["train"]["augment"]:
             del data["train"]["augment"]
+        if data["search_half"] == "both":
+            del data["search_half"]
         identity["data"] = data
         if self.judges[0] != StringSpec():
             identity["judge"] = plain["judges"][0]
@@ -391,6 +401,7 @@ def parse_study(raw: dict[str, Any]) -> StudySpec:
         space, space_errors = _parse_space(raw["space"])
         problems += space_errors + space_problems(space, recipe if isinstance(recipe, dict) else {})
         problems += _sampler_problems(space, raw)
+        problems += _first_problems(space, raw)
     problems += _metric_problems(raw)
     if spec is not None and not problems:
         problems += _method_problems(spec)
@@ -505,6 +516,30 @@ def _set_metrics(raw: dict[str, Any]) -> tuple[str, ...]:
                 name = f"{name}-{attack_name(entry['attack'])}"
             names += [f"{rate}.{name}"] if isinstance(name, str) else []
     return tuple(names)
+
+
+def _first_problems(space: Space, raw: dict[str, Any]) -> list[Problem]:
+    """Points of search.first that name other coordinates than the space, or lie outside it."""
+    search = raw.get("search")
+    first = search.get("first") if isinstance(search, dict) else None
+    if not isinstance(first, list | tuple):
+        return []
+    problems = []
+    for number, point in enumerate(each for each in first if isinstance(each, dict)):
+        where = f"search.first[{number}]"
+        if set(point) - set(space):
+            fix = "A coordinate that is not searched belongs into the recipe."
+            problems.append(Problem(where, ", ".join(sorted(set(point) - set(space))), ", ".join(space), fix))
+        for name, value in point.items():
+            if name in space and not space[name].holds(value):
+                problems.append(
+                    Problem(f"{where}.{name}", repr(value), "a value of that coordinate's range or choices")
+                )
+    if isinstance(search.get("trials"), int) and len(first) > search["trials"]:
+        problems.append(
+            Problem("search.trials", f"{search['trials']}", f"{len(first)} or more, as many as search.first")
+        )
+    return problems
 
 
 def _sampler_problems(space: Space, raw: dict[str, Any]) -> list[Problem]:

@@ -165,5 +165,5 @@ def test_the_next_cell_is_the_one_that_narrows_the_forecast_most_for_its_price()
     assert [choice.candidate.model for choice in choices][0] == "q-14b"
     assert all(choice.candidate.model != "q-1b" for choice in choices), "beyond the budget"
     gains = {choice.candidate.model: choice.gain for choice in choices}
-    assert gains[made[0].model] == 0, "more seeds of a size narrow no trend"
+    assert gains[made[0].model] < 0.05 * gains["q-14b"], "more seeds of a size narrow next to nothing"
     assert gains["q-32b"] > gains["q-14b"] > 0

@@ -18,6 +18,7 @@ from dcr_ray.data.examples import Pair, Prompt, Split
 from dcr_ray.data.leaks import Dropped, Items, Pool, without_leaks
 from dcr_ray.data.load import load_pairs, load_prompts
 from dcr_ray.data.own_sets import set_of
+from dcr_ray.data.splits import Part, in_part
 from dcr_ray.errors import InputError, Problem
 from dcr_ray.study import DataSpec, SetChoice, attack_name
 
@@ -72,7 +73,7 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
     trained_on = _trained_files(chosen)
     return StudyData(
         **{field: kept["train", field] for field in TRAINED},
-        **{field: in_templates(kept[split, field]) for field in EVALUATED},
+        **{field: in_templates(_half(kept[split, field], field, spec, split)) for field in EVALUATED},
         split=split,
         held_out_seemingly_toxic=_plain(kept["search", "compliance"], chosen),
         held_out_toxic=_plain(kept["search", "defense"], chosen),
@@ -82,6 +83,14 @@ def load_study_data(spec: DataSpec, split: Split = "search") -> StudyData:
         dropped=tuple(dropped),
         source_of=_source_of(chosen),
     )
+
+
+def _half(rows: Items, field: str, spec: DataSpec, split: Split) -> Items:
+    """The rows of the half that is scored; groups stay whole, and a test split is never halved."""
+    if split != "search" or field == "capability" or spec.search_half == "both":
+        return rows
+    part = Part(0, 1, 2) if spec.search_half == "first" else Part(1, 2, 2)
+    return tuple(row for row in rows if in_part(row.group, part))
 
 
 def load_pools(spec: DataSpec) -> tuple[dict[Pool, Items], list[Dropped]]:

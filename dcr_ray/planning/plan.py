@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,7 +96,8 @@ def drawn_recipes(spec: StudySpec) -> list[Recipe]:
         drawn = (dict(zip(points, values, strict=True)) for values in product(*points.values()))
     else:
         draws = random.Random(spec.search.seed)
-        drawn = (_draw(spec.dimensions, draws) for _ in range(count))
+        first = [dict(point) for point in spec.search.first]
+        drawn = chain(first, (_draw(spec.dimensions, draws) for _ in range(count - len(first))))
     return [spec.baseline_recipe(), *(spec.searched_recipe(params) for params in islice(drawn, count))]
 
 

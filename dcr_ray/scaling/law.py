@@ -59,6 +59,8 @@ class Law:
     largest: float
     checkpoints: int
     left_out: tuple[str, ...]
+    residuals: tuple[tuple[str, float], ...] = ()
+    """Of each checkpoint's intercept about the trend, in logits."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,6 +147,7 @@ def fit_law(cells: Sequence[Cell], link: Link = Link(), *, base_data: float | No
         float(sizes.max()),
         len(models),
         tuple(left_out),
+        tuple((model, float(value)) for (_, model, _), value in zip(models, residual, strict=True)),
     )
 
 

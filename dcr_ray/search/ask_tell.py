@@ -83,7 +83,9 @@ class Search:
         trials = journal.searched.get_trials(deepcopy=False)
         ended = [trial for trial in trials if trial.state.is_finished()]
         self._interrupted = [trial._trial_id for trial in trials if trial.state == TrialState.RUNNING]
-        self._asked, self._ended = len(trials), len(ended)
+        # Points of search.first wait until they are asked for.
+        self._asked = sum(trial.state != TrialState.WAITING for trial in trials)
+        self._ended = len(ended)
         self._failed = sum(trial.state == TrialState.FAIL for trial in ended)
         self._figures = {trial.number: trial.user_attrs["rung"] for trial in trials if "rung" in trial.user_attrs}
         complete = journal.baseline.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -79,6 +79,8 @@ class StudyJournal:
             self.searched.set_metric_names(list(spec.objectives))
             self.searched.set_user_attr("identity", json.dumps(spec.identity(), sort_keys=True))
             self.searched.set_user_attr("fingerprint", spec.fingerprint())
+            for point in spec.search.first:
+                self.searched.enqueue_trial(dict(point))
 
     def trials(self) -> list[Trial]:
         """The baseline first, then the searched trials in the order they were asked for.
@@ -123,7 +125,7 @@ class StudyJournal:
             role=role,
             state="waiting" if _waits(frozen) else _STATES[frozen.state],
             recipe=recipe,
-            params=dict(frozen.params),
+            params=dict(frozen.params or frozen.system_attrs.get("fixed_params", {})),
             metrics=attrs.get("metrics", {}),
             stages=tuple(StageView(**stage) for stage in attrs.get("stages", ())),
             seconds=attrs.get("seconds", {}),
