@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     from dcr_ray.confirm.analysis import Confirmation
     from dcr_ray.ladder import Fitted
+    from dcr_ray.ladder_search import Transfer
     from dcr_ray.outcomes import Outcomes
     from dcr_ray.planning.plan import StudyPlan
     from dcr_ray.scaling.backtest import Outcome
     from dcr_ray.scaling.cells import Cell
+    from dcr_ray.scaling.design import Choice
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class ScalingStudy:
 
     def plan(self, cluster: str | Path | None = None) -> list[dict[str, Any]]:
         """One row for each study of the ladder: what it takes, here or on the cluster that a file describes."""
-        from dcr_ray.ladder import ladder_plan
+        from dcr_ray.ladder_run import ladder_plan
         from dcr_ray.planning.cluster import load_cluster
 
         return ladder_plan(self.spec, load_cluster(cluster) if cluster else None)
@@ -187,7 +189,7 @@ class ScalingStudy:
 
         Raises InputError before anything is started.
         """
-        from dcr_ray.ladder import run_ladder
+        from dcr_ray.ladder_run import run_ladder
 
         return run_ladder(self.spec, address, lambda _: None)
 
@@ -217,10 +219,26 @@ class ScalingStudy:
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write the report and return its page."""
-        from dcr_ray.ladder import fit_ladder, ladder_cells, ladder_costs, outcomes
-        from dcr_ray.report.scaling import write_scaling_report
+        from dcr_ray.report.scaling import report_ladder
 
-        cells, missing = ladder_cells(self.spec)
-        place = Path(folder or Path(self.spec.reports) / self.spec.scaling)
-        laws, met = fit_ladder(self.spec, cells), outcomes(self.spec, cells)
-        return write_scaling_report(self.spec, cells, missing, laws, met, ladder_costs(self.spec), place)
+        return report_ladder(self.spec, Path(folder) if folder else None)
+
+    def transfer(self) -> Transfer | None:
+        """Whether searched settings carry over between sizes; None where the ladder has no search."""
+        from dcr_ray.ladder_search import transfer_of
+
+        return transfer_of(self.spec)
+
+    def next(
+        self, cluster: str | Path, *, target: str | None = None, metric: str | None = None, arm: str | None = None,
+        budget: float | None = None,
+    ) -> list[Choice]:  # fmt: skip
+        """Which model and data size to run next for its price on a described cluster, the best first.
+
+        The first target, metric and arm unless they are named. Raises InputError where no law can be fitted.
+        """
+        from dcr_ray.ladder import choices, target_of
+        from dcr_ray.planning.cluster import load_cluster
+
+        found, metric, arm = target_of(self.spec, target, metric, arm)
+        return choices(self.spec, self.cells(), found, metric, arm, load_cluster(cluster), budget)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log, log10
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ from dcr_ray.scaling.transfer import (
 )
 from dcr_ray.study import StudySpec
 from dcr_ray.trial import Trial
+from dcr_ray.verdict import HITS, Verdict
+
+_Prompt = tuple[str, str, str]
+"""Field, benchmark and id."""
 
 POLICIES = ("unchanged", "extrapolated", "default")
 """What may be carried to a size: the winner of the largest smaller one, the same moved by the drifts that can be told
@@ -127,7 +132,9 @@ def warm_points(spec: ScalingSpec, rung: Rung, smaller: Sequence[Searched]) -> l
     search = spec.search
     steps = {name: STEP * (high - low) for name, (low, high) in search.limits.items()}
     centre = search.coordinates(source.winner)
-    points = warm_starts(centre, _default(spec, rung), _drifts(smaller, search), steps, search.limits, _decades(rung, source))
+    points = warm_starts(
+        centre, _default(spec, rung), _drifts(smaller, search), steps, search.limits, _decades(rung, source)
+    )
     return [search.point(point) for point in points]
 
 
@@ -140,9 +147,7 @@ def again_points(spec: ScalingSpec, rung: Rung, smaller: Sequence[Searched], own
     source = _source(rung, smaller)
     if source is not None:
         centre = search.coordinates(source.winner)
-        moved = warm_starts(
-            centre, centre, _drifts(smaller, search), {}, search.limits, _decades(rung, source)
-        )[0]
+        moved = warm_starts(centre, centre, _drifts(smaller, search), {}, search.limits, _decades(rung, source))[0]
         carried = {"unchanged": centre, "extrapolated": moved, "default": _default(spec, rung)}
         points += [search.point(carried[policy]) | {axis.coordinate: axis.sizes[-1]} for policy in POLICIES]
     return points
@@ -198,16 +203,16 @@ def transfer_of(spec: ScalingSpec) -> Transfer | None:
     for rung in by_size(spec):
         if rung.search != "none":
             regrets += [(rung.label, each) for each in _regrets(spec, rung)]
-    return Transfer(tuple(found), tuple(optima), tuple(drifts.values()), tuple(regrets), tuple(agreements), tuple(notes))
+    return Transfer(
+        tuple(found), tuple(optima), tuple(drifts.values()), tuple(regrets), tuple(agreements), tuple(notes)
+    )
 
 
 def _searched(spec: ScalingSpec, rung: Rung) -> Searched:
     study = spec.search_study(rung, _known_points(spec, rung, "search"))
     trials = [trial for trial in trials_of(study) if trial.role == "search"]
     ended = [trial for trial in trials if trial.state == "complete"]
-    tried = tuple(
-        Tried(spec.search.coordinates(trial.params), figure_of(trial, spec.metrics)) for trial in ended
-    )
+    tried = tuple(Tried(spec.search.coordinates(trial.params), figure_of(trial, spec.metrics)) for trial in ended)
     allowed = [(figure.figure, trial) for figure, trial in zip(tried, ended, strict=True) if trial.feasible]
     winner = max(allowed, key=lambda pair: pair[0])[1] if allowed else None
     shared: list[float | None] = []
@@ -247,7 +252,9 @@ def _default(spec: ScalingSpec, rung: Rung) -> dict[str, float]:
             value = value[part]
         return value
 
-    return spec.search.coordinates(spec.search.point(spec.search.coordinates({name: at(name) for name in spec.search.space})))
+    return spec.search.coordinates(
+        spec.search.point(spec.search.coordinates({name: at(name) for name in spec.search.space}))
+    )
 
 
 def _fewest(search: RecipeSearch) -> int:
@@ -273,39 +280,33 @@ def _drifts(found: Sequence[Searched], search: RecipeSearch) -> dict[str, Drift]
 
 
 def _regrets(spec: ScalingSpec, rung: Rung) -> list[Regret]:
-    """Of every policy at a rung, over the prompts of all seeds."""
-    best: dict[tuple[Any, ...], bool] = {}
-    carried: dict[str, dict[tuple[Any, ...], bool]] = {policy: {} for policy in POLICIES}
-    for seed, trials in again_trials(spec, rung).items():
+    """Of every policy at a rung, paired by prompt, a prompt's hits averaged over seeds."""
+    best: dict[_Prompt, list[bool]] = {}
+    carried: dict[str, dict[_Prompt, list[bool]]] = {policy: {} for policy in POLICIES}
+    for trials in again_trials(spec, rung).values():
         hits = _hits(spec, [trial for trial in trials.values() if trial.state == "complete"])
-        own = trials.get(str(spec.data_axis.sizes[-1]))
-        if own is None:
-            continue
-        best |= {(seed, *prompt): hit for prompt, hit in hits.get(own.name, {}).items()}
-        for policy in POLICIES:
-            if policy in trials:
-                found = hits.get(trials[policy].name, {})
-                carried[policy] |= {(seed, *prompt): hit for prompt, hit in found.items()}
+        for into, name in [(best, str(spec.data_axis.sizes[-1])), *((carried[policy], policy) for policy in POLICIES)]:
+            if name in trials:
+                for prompt, hit in hits.get(trials[name].name, {}).items():
+                    into.setdefault(prompt, []).append(hit)
     regrets = []
     for policy, found in carried.items():
         both = sorted(set(best) & set(found))
         if both:
-            regrets.append(regret(policy, [best[key] for key in both], [found[key] for key in both]))
+            regrets.append(regret(policy, [mean(best[key]) for key in both], [mean(found[key]) for key in both]))
     return regrets
 
 
-def _hits(spec: ScalingSpec, trials: Sequence[Trial]) -> dict[str, dict[tuple[str, str, str], bool]]:
+def _hits(spec: ScalingSpec, trials: Sequence[Trial]) -> dict[str, dict[_Prompt, bool]]:
     """Scored prompts of each trial, (field, benchmark, id), by the judge that steers, and whether each was a hit."""
     from dcr_ray.gathered import evaluated, gather
-    from dcr_ray.verdict import HITS
 
     study = spec.search_study(spec.ladder[0])
     table = gather(storage_root(study) / "cache", evaluated(trials)).frame
     table = table[(table["judge"] == study.judges[0].name) & table["field"].isin(spec.metrics)]
-    found: dict[str, dict[tuple[str, str, str], bool]] = {}
+    found: dict[str, dict[_Prompt, bool]] = {}
     columns = (table[name].astype(str) for name in ("trial", "field", "benchmark", "prompt", "verdict"))
     for trial, field, benchmark, prompt, verdict in zip(*columns, strict=True):
-        hit = _HIT(HITS, field, verdict)
-        if hit is not None:
-            found.setdefault(trial, {})[field, benchmark, prompt] = hit
+        if verdict != Verdict.UNSCORED:
+            found.setdefault(trial, {})[field, benchmark, prompt] = Verdict(verdict) in HITS[field]
     return found

@@ -22,7 +22,7 @@ FLOORS = (
     ("data", "weights", "train", "methods", "judges", "evaluate", "diagnosis"),
     ("stages",),
     ("pools", "search", "runtime", "preflight", "sweep", "observe", "cluster", "stored")
-    + ("gathered", "rejudge", "confirm", "budget", "simulation", "ladder"),
+    + ("gathered", "rejudge", "confirm", "budget", "simulation", "ladder", "ladder_run", "ladder_search"),
     ("report", "api", "cli"),
 )
 """Floors from the ground up, by the first name below `dcr_ray`."""

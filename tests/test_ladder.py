@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from dcr_ray import ScalingStudy
 from dcr_ray.cli.main import main
 from dcr_ray.errors import InputError
-from dcr_ray.ladder import comparable_problems, fit_ladder, ladder_cells, outcomes
+from dcr_ray.ladder import fit_ladder, ladder_cells, outcomes
+from dcr_ray.ladder_run import _again, _fixed, _search, comparable_problems, planned_problems
+from dcr_ray.ladder_search import again_trials, begun_search, search_results, transfer_of, warm_points
 from dcr_ray.preflight import study_folder
 from dcr_ray.report.scaling import write_scaling_report
 from dcr_ray.scaling.spec import load_scaling, parse_scaling
@@ -130,6 +132,128 @@ def test_a_ladder_is_fitted_foretold_run_on_and_held_against_its_forecast(tmp_pa
     assert main(["scale", "fit", str(file), "--json"]) == 0
     laws = json.loads(capsys.readouterr().out)["laws"]
     assert laws[0]["slope"] == pytest.approx(0.8, abs=0.1)
+
+
+SEARCH = {
+    "method": "dcr",
+    "space": {
+        "dcr.layer_depth": {"low": 0.2, "high": 0.9},
+        "sft.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+    },
+    "trials": 8,
+    "shared": 5,
+}
+LADDER = [
+    {"model": "Qwen/Qwen2.5-0.5B", "family": "qwen"}, {"model": "Qwen/Qwen2.5-1.5B", "family": "qwen"},
+    {"model": "Qwen/Qwen2.5-3B", "family": "qwen"}, {"model": "Qwen/Qwen2.5-7B", "family": "qwen", "search": "warm"},
+]  # fmt: skip
+
+
+def tell(study) -> None:
+    """Every trial of a study from a formula: best at a depth of 0.5 and a learning rate of 1e-4."""
+    folder = study_folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    search = Search(StudyJournal(study, folder))
+    while (ask := search.next()) is not None:
+        depth = ask.recipe.dcr.layer_depth if ask.recipe.dcr else 0.2
+        rate = np.log10(ask.recipe.sft.learning_rate)
+        share = 1 / (1 + np.exp(-(2 - 8 * (depth - 0.5) ** 2 - (rate + 4) ** 2)))
+        metrics = {"compliance": round(share * 400) / 400, "compliance/n": 400, "defense": 0.5, "defense/n": 200}
+        search.finish(ask.name, {"metrics": metrics, "stages": [], "seconds": {}, "failure": None})
+    search.close()
+
+
+def searched(folder: Path):
+    spec = parse_scaling(plain(folder, ladder=LADDER, arms=["stl"], search=SEARCH))
+    for rung in spec.ladder:
+        for kind in (_fixed, _search, _again):
+            for study in kind(spec, rung):
+                tell(study)
+    return spec
+
+
+def test_recipes_are_searched_alike_at_every_size_and_measured_anew_on_other_prompts(tmp_path):
+    spec = searched(tmp_path)
+    first, second = (spec.search_study(rung) for rung in spec.ladder[:2])
+    assert first.search.first == second.search.first and len(first.search.first) == 5
+    assert first.search.trials == second.search.trials == 8 and first.data.search_half == "first"
+    assert all(study.data.search_half == "second" for study in spec.studies(spec.ladder[0]))
+    assert first.base_recipe().seed not in spec.seeds
+    cells, missing = ladder_cells(spec)
+    assert not missing
+    own = [cell for cell in cells if cell.arm == "searched" and cell.metric == "compliance"]
+    assert len(own) == 4 * 2 * 2, "rungs x sizes x seeds"
+    fixed = [cell for cell in cells if cell.arm == "stl" and cell.metric == "compliance"]
+    assert min(cell.rate for cell in own) > max(cell.rate for cell in fixed)
+
+
+def test_settings_are_carried_to_the_target_as_its_first_and_only_trials(tmp_path):
+    spec = searched(tmp_path)
+    small, target = spec.ladder[2], spec.ladder[3]
+    results = {each.rung: each for each in search_results(spec)}
+    assert 3 <= len(results["Qwen2.5-7B"].tried) <= 6
+    source = spec.search.coordinates(results[small.label].winner)
+    assert any(each.params == pytest.approx(source) for each in results["Qwen2.5-7B"].tried), "unchanged"
+    assert warm_points(spec, spec.ladder[0], list(results.values())) == [], "nothing is smaller"
+    carried = transfer_of(spec)
+    assert {(small, large) for small, large, _ in carried.agreements} == {
+        ("Qwen2.5-0.5B", "Qwen2.5-1.5B"), ("Qwen2.5-0.5B", "Qwen2.5-3B"), ("Qwen2.5-1.5B", "Qwen2.5-3B")
+    }  # fmt: skip
+    assert all(each.pairs_agreeing == 1 for *_, each in carried.agreements), "no noise, the same ranks"
+    depths = [each for each in carried.optima if each.coordinate == "dcr.layer_depth"]
+    assert len(depths) == 3 + (len(results["Qwen2.5-7B"].tried) >= 6)
+    trials = again_trials(spec, target)
+    assert set(trials[0]) == {"4", "8", "unchanged", "extrapolated", "default"}
+    points = [{name: trial.params for name, trial in found.items()} for found in trials.values()]
+    assert points[0] == points[1], "one recipe, several seeds"
+
+
+def test_a_search_that_was_begun_keeps_its_points_when_a_size_is_added(tmp_path):
+    spec = searched(tmp_path)
+    before = begun_search(spec, spec.ladder[3], search_results(spec)).search.first
+    more = [{"model": "meta-llama/Llama-3.1-8B", "family": "llama"}, *LADDER]
+    longer = parse_scaling(plain(tmp_path, ladder=more, arms=["stl"], search=SEARCH))
+    assert begun_search(longer, longer.ladder[4], search_results(longer)).search.first == before
+
+
+def test_the_report_shows_transfer_ceilings_joint_chances_and_costs(tmp_path):
+    spec = searched(tmp_path)
+    spec = parse_scaling(spec.model_dump(mode="json") | {"thresholds": {"compliance": 0.8, "defense": 0.4}})
+    page = ScalingStudy(spec).report()
+    html, text = page.read_text(), (page.parent / "report.md").read_text()
+    for part in ("Do settings carry over", "Winners of the searches", "ceiling of 0.95", "Several thresholds at once"):
+        assert part in html and part in text
+    assert html.count("<svg") == 2 * 2 + 2, "a law each, and a coordinate each"
+    assert "Cells that were run" in text
+
+
+def test_unequal_searches_and_a_single_family_are_said_before_a_ladder_is_run(tmp_path):
+    said = " ".join(map(str, planned_problems(parse_scaling(plain(tmp_path, ladder=LADDER, search=SEARCH)))))
+    assert "search trials" in said and "only qwen" in said
+    few = parse_scaling(plain(tmp_path, {"Qwen/Qwen2.5-0.5B": "qwen", "meta-llama/Llama-3.1-8B": "llama"}))
+    assert "2 checkpoints for 3 coefficients" in " ".join(map(str, planned_problems(few)))
+    bad = SEARCH | {"space": {"dcr.layer_depth": {"choices": [0.2, 0.5]}}}
+    with pytest.raises(InputError, match="a continuous range"):
+        parse_scaling(plain(tmp_path, search=bad))
+
+
+def test_the_next_cell_is_priced_on_a_cluster(tmp_path, capsys):
+    file = tmp_path / "ladder.yaml"
+    candidates = [
+        {"model": "Qwen/Qwen2.5-14B", "family": "qwen"},
+        {"model": "meta-llama/Llama-3.2-3B", "family": "llama"},
+    ]
+    file.write_text(yaml.safe_dump(plain(tmp_path, candidates=candidates)))
+    run_made_up(load_scaling(file))
+    cluster = str(SPACES.parent / "clusters" / "aws-h100.yaml")
+    assert main(["scale", "next", str(file), "--cluster", cluster, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == (len(MODELS) + 2) * 2 and all(row["price"] > 0 for row in rows)
+    worth = {row["candidate"]["model"]: row["gain"] for row in rows}
+    assert worth["Qwen2.5-14B"] == max(worth.values()) > 0
+    assert main(["scale", "next", str(file), "--cluster", cluster, "--budget", "0.000001"]) == 0
+    assert "No cell" in capsys.readouterr().out
+    assert main(["scale", "next", str(file), "--cluster", cluster, "--target", "Qwen2.5-72B"]) == 2
 
 
 def test_the_report_says_what_was_measured_foretold_and_missing(tmp_path, capsys):

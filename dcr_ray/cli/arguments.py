@@ -245,6 +245,7 @@ def scale(command: argparse.ArgumentParser) -> None:
         "fit": "fit the laws to the cells that there are",
         "forecast": "write forecasts of the targets, once",
         "backtest": "hold the largest sizes out, and forecasts against their results",
+        "next": "rank the models and data sizes that might be run next by what they tell for their price",
         "report": "write the report: Markdown and a page with drawings",
     }
     for name, summary in what.items():
@@ -253,11 +254,19 @@ def scale(command: argparse.ArgumentParser) -> None:
         json(action)
         if name == "plan":
             action.add_argument("--cluster", metavar="FILE", help="a described cluster instead of this machine")
+        if name == "next":
+            action.add_argument(
+                "--cluster", metavar="FILE", required=True, help="the described cluster that has prices"
+            )
+            action.add_argument("--budget", type=float, metavar="MONEY", help="leave out what costs more")
+            action.add_argument("--target", metavar="MODEL", help="forecast to narrow (default: the first target)")
+            action.add_argument("--metric", help="default: the first one")
+            action.add_argument("--arm", help="default: the first one")
         if name == "run":
             action.add_argument("--address", help="Ray to run on (default: $RAY_ADDRESS, else one is started here)")
         if name in ("run", "report"):
             action.add_argument("--out", metavar="FOLDER", help="where the report goes (default: reports/NAME)")
-        action.set_defaults(runs=f"scale:{name}")
+        action.set_defaults(runs="scale:next_cell" if name == "next" else f"scale:{name}")
 
 
 def data(command: argparse.ArgumentParser) -> None:

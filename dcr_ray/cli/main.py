@@ -183,6 +183,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[str, ...], _Add], ...] = (
         (
             "dcr-ray scale plan search_spaces/ladder_qwen2.5.yaml --set study.data.root=DATA --cluster CLUSTER.yaml",
             "dcr-ray scale run search_spaces/ladder_local.yaml --set study.data.root=DATA",
+            "dcr-ray scale next LADDER.yaml --cluster CLUSTER.yaml --budget 500",
             "dcr-ray scale forecast LADDER.yaml      # then add the target to the ladder, run again, and backtest",
         ),
         arguments.scale,

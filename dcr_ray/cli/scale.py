@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from dcr_ray.cli.show import print_json, print_table
 
 
 def plan(options: Namespace) -> int:
-    from dcr_ray.ladder import ladder_plan
+    from dcr_ray.ladder_run import ladder_plan, planned_problems
     from dcr_ray.planning.cluster import load_cluster
     from dcr_ray.scaling.spec import load_scaling
 
@@ -25,6 +27,8 @@ def plan(options: Namespace) -> int:
         print_table(shown, columns, f"Ladder of {spec.scaling}, a row for each seed")
         for problem in dict.fromkeys(problem for row in rows for problem in row["problems"]):
             print(problem)
+        for problem in planned_problems(spec):
+            print(f"note: {problem}")
         if options.cluster:
             print(f"Together {sum(row['price'] for row in rows):.2f}, {sum(row['hours'] for row in rows):.1f} hours")
     return 2 if any(row["problems"] for row in rows) else 0
@@ -34,7 +38,7 @@ def run(options: Namespace) -> int:
     """0 when every study of the ladder has come to its end."""
     from rich.console import Console
 
-    from dcr_ray.ladder import run_ladder
+    from dcr_ray.ladder_run import run_ladder
     from dcr_ray.scaling.spec import load_scaling
 
     spec = load_scaling(options.spec, options.overrides)
@@ -44,18 +48,22 @@ def run(options: Namespace) -> int:
 
 
 def fit(options: Namespace) -> int:
-    from dcr_ray.ladder import fit_ladder, ladder_cells
+    from dcr_ray.ladder import fit_ladder, joint_forecasts, ladder_cells
+    from dcr_ray.ladder_search import transfer_of
     from dcr_ray.scaling.spec import load_scaling
 
     spec = load_scaling(options.spec, options.overrides)
     cells, missing = ladder_cells(spec)
-    fitted = fit_ladder(spec, cells)
+    fitted, carried = fit_ladder(spec, cells), transfer_of(spec)
+    joint = joint_forecasts(spec, fitted)
     if options.json:
         print_json(
             {
                 "cells": [cell.as_dict() for cell in cells],
                 "missing": [vars(one) for one in missing],
                 "laws": [_plain(each) for each in fitted],
+                "joint": [{"arm": arm, "target": target} | one.as_dict() for (arm, target), one in joint.items()],
+                "transfer": asdict(carried) if carried else None,
             }
         )
         return 0
@@ -81,6 +89,18 @@ def fit(options: Namespace) -> int:
             )
             if rows:
                 print_table(rows, tuple(rows[0]))
+    for (arm, target), one in joint.items():
+        chance = f"{one.probability:.2f}" if one.probability is not None else "not told"
+        print(
+            f"\n{arm} at {target}: all of {spec.thresholds} with probability {chance} [{one.low:.2f}, {one.high:.2f}]"
+        )
+    if carried is not None:
+        print("\nTransfer between sizes")
+        for policy in carried.regrets:
+            rung, each = policy
+            print(f"  {rung}, {each.policy}: {each.points:+.1f} points of regret [{each.low:+.1f}, {each.high:+.1f}]")
+        for note in carried.notes:
+            print(f"  {note}")
     return 0
 
 
@@ -127,17 +147,38 @@ def backtest(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> int:
-    from dcr_ray.ladder import fit_ladder, ladder_cells, ladder_costs, outcomes
-    from dcr_ray.report.scaling import write_scaling_report
+    from dcr_ray.report.scaling import report_ladder
     from dcr_ray.scaling.spec import load_scaling
 
     spec = load_scaling(options.spec, options.overrides)
-    cells, missing = ladder_cells(spec)
-    folder = Path(options.out or Path(spec.reports) / spec.scaling)
-    page = write_scaling_report(
-        spec, cells, missing, fit_ladder(spec, cells), outcomes(spec, cells), ladder_costs(spec), folder
-    )
-    print(page)
+    print(report_ladder(spec, Path(options.out) if options.out else None))
+    return 0
+
+
+def next_cell(options: Namespace) -> int:
+    from dcr_ray.ladder import choices, ladder_cells, target_of
+    from dcr_ray.planning.cluster import load_cluster
+    from dcr_ray.scaling.spec import load_scaling
+
+    spec = load_scaling(options.spec, options.overrides)
+    target, metric, arm = target_of(spec, options.target, options.metric, options.arm)
+    cluster = load_cluster(options.cluster)
+    found = choices(spec, ladder_cells(spec)[0], target, metric, arm, cluster, options.budget)
+    rows = [
+        {
+            "model": each.candidate.model, "data": each.candidate.data_size, "price": each.price,
+            "half-width now": each.now, "then": each.then,
+            "per 100": 100 * each.gain / each.price if each.price and isfinite(each.gain) else None,
+        }
+        for each in found
+    ]  # fmt: skip
+    if options.json:
+        print_json([each.as_dict() for each in found])
+        return 0
+    if not rows:
+        print(f"No cell of this ladder or its candidates costs {options.budget:g} or less")
+        return 0
+    print_table(rows, tuple(rows[0]), f"{metric}, {arm} at {target.model}: half-width of the forecast in logits")
     return 0
 
 
@@ -154,6 +195,10 @@ def _plain(each: Any) -> dict[str, Any]:
         "law": each.law.as_dict() if each.law else None,
         "slope": each.law.coefficients[-1] if each.law else None,
         "predictions": {name: vars(found) for name, found in each.predictions.items()},
+        "under_ceiling": {
+            str(share): {name: vars(found) for name, found in told.items()}
+            for share, told in each.under_ceiling.items()
+        },
         "backtest": each.backtest.as_dict(),
         "problems": [vars(problem) for problem in each.problems],
     }

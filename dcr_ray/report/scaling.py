@@ -6,20 +6,33 @@ written for somebody who did not run the study.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import log10
 from pathlib import Path
 from typing import Any
 
 from dcr_ray.errors import InputError
-from dcr_ray.ladder import Fitted, Missing, target_parameters
+from dcr_ray.ladder import (
+    CEILINGS,
+    Fitted,
+    Missing,
+    fit_ladder,
+    joint_forecasts,
+    ladder_cells,
+    ladder_costs,
+    outcomes,
+    target_parameters,
+)
+from dcr_ray.ladder_search import Transfer, transfer_of
 from dcr_ray.rates import Rate
 from dcr_ray.report.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from dcr_ray.report.svg_chart import Mark, Series, chart
+from dcr_ray.report.transfer import transfer_charts, transfer_section
 from dcr_ray.report.wording import escape_markdown
 from dcr_ray.scaling.backtest import Outcome
 from dcr_ray.scaling.cells import Cell, counted
+from dcr_ray.scaling.joint import Joint
 from dcr_ray.scaling.law import naive_interval, predict
 from dcr_ray.scaling.spec import ScalingSpec
 
@@ -35,23 +48,30 @@ def write_scaling_report(
     cells: Sequence[Cell],
     missing: Sequence[Missing],
     fitted: Sequence[Fitted],
-    outcomes: Sequence[Outcome],
+    met: Sequence[Outcome],
     costs: Sequence[dict[str, Any]],
     folder: Path,
+    *,
+    transfer: Transfer | None = None,
+    joint: Mapping[tuple[str, str], Joint] | None = None,
 ) -> Path:
     """Write report.md and report.html into `folder`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    carried = [("Do settings carry over between sizes?", *transfer_section(transfer))] if transfer else []
+    both = [("Several thresholds at once", [_JOINT], [_joint_table(spec, joint)])] if joint else []
     sections = [
         ("What was asked", [_asked(spec, cells, missing)], []),
         *((f"{each.metric}, {each.arm}", _words(each), _tables(spec, cells, each)) for each in fitted),
+        *both,
+        *carried,
         (
             "Forecasts and what became of them",
-            _forecast_words(outcomes),
-            [_outcome_table(outcomes)] if outcomes else [],
+            _forecast_words(met),
+            [_outcome_table(met)] if met else [],
         ),
         (
             "Cost",
-            ["Hours of the cells' own stages, or as planned."] if costs else [],
+            [_COSTS] if costs else [],
             [_cost_table(costs)] if costs else [],
         ),
         ("What is missing", _missing_words(missing), [_missing_table(missing)] if missing else []),
@@ -64,13 +84,25 @@ def write_scaling_report(
         page.append(f"<h2>{escape(title)}</h2>")
         found = next((each for each in fitted if title == f"{each.metric}, {each.arm}"), None)
         if found is not None:
-            page.append(_drawing(cells, found, outcomes))
+            page.append(_drawing(cells, found, met))
+        if transfer is not None and title == "Do settings carry over between sizes?":
+            page += transfer_charts(transfer, spec.search)
         page += [f"<p>{escape(text)}</p>" for text in words]
         page += [_html_table(table) for table in tables]
     (folder / "report.md").write_text("\n\n".join(markdown) + "\n")
     path = folder / "report.html"
     path.write_text(_PAGE.replace("{title}", escape(spec.scaling)).replace("{body}", "\n".join(page)))
     return path
+
+
+def report_ladder(spec: ScalingSpec, folder: Path | None = None) -> Path:
+    """The report of what there is by now, in `folder` or where the spec says; returns the page's path."""
+    cells, missing = ladder_cells(spec)
+    fitted = fit_ladder(spec, cells)
+    return write_scaling_report(
+        spec, cells, missing, fitted, outcomes(spec, cells), ladder_costs(spec),
+        folder or Path(spec.reports) / spec.scaling, transfer=transfer_of(spec), joint=joint_forecasts(spec, fitted),
+    )  # fmt: skip
 
 
 def _asked(spec: ScalingSpec, cells: Sequence[Cell], missing: Sequence[Missing]) -> str:
@@ -124,10 +156,12 @@ def _tables(spec: ScalingSpec, cells: Sequence[Cell], each: Fitted) -> list[Tabl
                     [
                         target.model, _size(target_parameters(target)), _interval(found.rate, found.low, found.high),
                         f"{found.decades:.1f} decades beyond {each.law.checkpoints} checkpoints",
+                        *(_under(each, share, target.model) for share in CEILINGS),
                         _interval(*naive) if naive else "",
                     ]
                 )  # fmt: skip
-        columns = ["target", "size", "foretold, 95 %", "how far", "pooled cells (do not use)"]
+        under = [f"with a ceiling of {share:g}" for share in CEILINGS]
+        columns = ["target", "size", "foretold, 95 %", "how far", *under, "pooled cells (do not use)"]
         tables.append(("What the law says of sizes that were not run", columns, rows))
     if each.backtest.held_out:
         rows = [
@@ -153,6 +187,25 @@ def _tables(spec: ScalingSpec, cells: Sequence[Cell], each: Fitted) -> list[Tabl
     return tables
 
 
+def _under(each: Fitted, share: float, target: str) -> str:
+    found = each.under_ceiling.get(share, {}).get(target)
+    return _interval(found.rate, found.low, found.high) if found else ""
+
+
+def _joint_table(spec: ScalingSpec, joint: Mapping[tuple[str, str], Joint]) -> Table:
+    wanted = ", ".join(f"{name} >= {rate:g}" for name, rate in spec.thresholds.items())
+    rows = [
+        [
+            arm, target, f"{one.probability:.2f}" if one.probability is not None else "not told",
+            f"{one.low:.2f} to {one.high:.2f}", ", ".join(f"{name} {p:.2f}" for name, p in one.alone.items()),
+            f"{one.correlation:+.2f}" if one.correlation is not None else "", str(one.checkpoints),
+        ]
+        for (arm, target), one in joint.items()
+    ]  # fmt: skip
+    columns = ["arm", "target", "all", "whatever the dependence", "each alone", "correlation", "checkpoints"]
+    return f"Probability of {wanted}", columns, rows
+
+
 def _forecast_words(outcomes: Sequence[Outcome]) -> list[str]:
     if not outcomes:
         return ["No forecast has met its result yet. `dcr-ray scale forecast SPEC` writes them before a target is run."]
@@ -175,7 +228,7 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
 def _cost_table(costs: Sequence[dict[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for row in costs for key in row if key != "problems"))
     rows = [[_cell(row.get(column)) for column in columns] for row in costs]
-    return "Studies of the ladder", columns, rows
+    return "Cells that were run", columns, rows
 
 
 def _missing_words(missing: Sequence[Missing]) -> list[str]:
@@ -276,6 +329,14 @@ def _html_table(table: Table) -> str:
     return f"<h3>{escape(title)}</h3><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+_JOINT = (
+    "What a new checkpoint of the target's size would be measured at, by the laws above. The metrics share a "
+    "checkpoint's luck: their residuals' correlation is resampled over checkpoints for every draw."
+)
+_COSTS = (
+    "Minutes are of the stages' own work; one that several cells share counts for the first. `dcr-ray scale next` says "
+    "what a further cell would cost and tell."
+)
 _READ = (
     "A rate's interval is Wilson's, over prompts of all seeds. The law is fitted to one figure a checkpoint, since "
     "seeds and prompts of a checkpoint share its luck; its band is where the measured rate of a *new* checkpoint is "

@@ -36,8 +36,11 @@ class Series:
     css: str = field(default="")
 
 
-def chart(series: Sequence[Series], *, y_label: str, x_label: str = "parameters") -> str:
-    """An <svg> of rates in [0, 1] over sizes on a logarithmic axis. Empty text where there is nothing to draw."""
+def chart(
+    series: Sequence[Series], *, y_label: str, x_label: str = "parameters", y_range: tuple[float, float] = (0.0, 1.0)
+) -> str:
+    """An <svg> over sizes on a logarithmic axis, of rates unless `y_range` says otherwise; what lies beyond it is drawn
+    at its edge. Empty text where there is nothing to draw."""
     xs = [mark.x for each in series for mark in each.marks] + [point[0] for each in series for point in each.curve]
     if not xs:
         return ""
@@ -47,12 +50,13 @@ def chart(series: Sequence[Series], *, y_label: str, x_label: str = "parameters"
         return LEFT + (log10(x) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def up(y: float) -> float:
-        return HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - TOP)
+        share = min(max((y - y_range[0]) / (y_range[1] - y_range[0]), 0.0), 1.0)
+        return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
+    for tick in (y_range[0] + fifth / 5 * (y_range[1] - y_range[0]) for fifth in range(6)):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
     for x, label in ticks(10**low, 10**high):
         parts.append(
             f'<line class="grid" x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'

@@ -17,6 +17,9 @@ from dcr_ray.scaling.cells import Cell, Link
 from dcr_ray.scaling.forecast import Forecast
 from dcr_ray.scaling.law import fit_law, predict
 
+UNTELLING = 0.6
+"""Width of an interval from which on it is no evidence that a rate lies in it."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -65,12 +68,23 @@ class Backtest:
             return "No size could be held out: " + "; ".join(self.refused)
         count = len(self.held_out)
         sizes = f"{count} held-out checkpoint{'s' if count != 1 else ''}"
+        width = float(np.median([each.high - each.low for each in self.held_out]))
+        covered = f" {sum(each.covered for each in self.held_out)} of {count} lie in its interval"
+        covered += (
+            f", which is {100 * width:.0f} points wide: that says nothing."
+            if width > UNTELLING
+            else f" of {100 * width:.0f} points."
+        )
         if self.skill <= 0:
             return (
                 f"The law has no predictive value here: over {sizes} its errors are {1 - self.skill:.2f} times those "
                 "of taking the rate of the largest smaller size of the family. Use that rate, with the law's interval."
+                + covered
             )
-        return f"Over {sizes} the law's errors are {1 - self.skill:.2f} times those of the rate of the size before."
+        return (
+            f"Over {sizes} the law's errors are {1 - self.skill:.2f} times those of the rate of the size before."
+            + covered
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {

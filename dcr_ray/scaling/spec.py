@@ -171,7 +171,7 @@ class ScalingSpec(_Section):
             name: one.model_dump(mode="json", exclude_defaults=True) for name, one in search.space.items()
         }
         plain["search"] = {"concurrent": 2} | dict(plain.get("search") or {}) | {
-            "sampler": "tpe", "trials": len(first) if rung.search == "warm" else search.trials,
+            "sampler": "tpe", "trials": max(1, len(first)) if rung.search == "warm" else search.trials,
             "startup_trials": search.common, "seed": seed, "first": first,
         }  # fmt: skip
         return parse_study(plain)

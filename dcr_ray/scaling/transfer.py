@@ -134,12 +134,12 @@ class Regret:
 
 
 def regret(
-    policy: str, best: Sequence[bool], carried: Sequence[bool], *, resamples: int = 2000, seed: int = 0
+    policy: str, best: Sequence[float], carried: Sequence[float], *, resamples: int = 2000, seed: int = 0
 ) -> Regret:
     """The best setting found at the target less the one that was carried there, on the same prompts.
 
-    `best` and `carried` are hits prompt by prompt. The best of many is flattered: give hits of a fresh seed or split.
-    Raises ValueError for unequal numbers of prompts.
+    `best` and `carried` are hits prompt by prompt, or their shares over seeds. The best of many is flattered: give hits
+    of a fresh seed or split. Raises ValueError for unequal numbers of prompts.
     """
     if len(best) != len(carried) or not len(best):
         raise ValueError(f"{len(best)} and {len(carried)} prompts cannot be paired")
