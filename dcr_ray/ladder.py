@@ -114,7 +114,7 @@ def ladder_costs(spec: ScalingSpec) -> list[dict[str, Any]]:
             ended = [trial for trial in trials if trial.state == "complete"]
             minutes = 0.0
             for stage in (stage for trial in ended for stage in trial.stages):
-                if stage.key not in counted and not stage.cached:
+                if stage.key not in counted:
                     counted.add(stage.key)
                     minutes += stage.seconds / 60
             if ended:

@@ -129,7 +129,7 @@ def _words(each: Fitted) -> list[str]:
             if law.between is not None
             else f"Law: {law.coefficients[-1]:+.2f} logits a tenfold size, without any checkpoint to judge it by.{left}"
         )
-    words += [f"Note: {problem}." for problem in each.problems]
+    words += [f"Note: {str(problem).rstrip('.')}." for problem in each.problems]
     words.append(f"Back-test: {each.backtest.verdict}")
     return words
 
