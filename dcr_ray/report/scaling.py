@@ -108,11 +108,12 @@ def report_ladder(spec: ScalingSpec, folder: Path | None = None) -> Path:
 def _asked(spec: ScalingSpec, cells: Sequence[Cell], missing: Sequence[Missing]) -> str:
     told = counted(cells)
     sizes = ", ".join(map(str, spec.data_axis.sizes))
+    families = len({rung.family for rung in spec.ladder})
     return (
-        f"{len(spec.ladder)} base models of {len({r.family for r in spec.ladder})} families x "
+        f"{len(spec.ladder)} base models of {families} famil{'y' if families == 1 else 'ies'} x "
         f"{len(spec.data_axis.sizes)} data sizes ({spec.data_axis.coordinate}: {sizes}) x arms "
-        f"{', '.join(spec.arms)} x {len(spec.seeds)} seeds. {told['cells']} rates are there, {len(missing)} cells are "
-        f"missing; {told['none_of_n']} rates are 0 of n and {told['all_of_n']} n of n (kept, with half a count on both "
+        f"{', '.join(spec.all_arms)} x {len(spec.seeds)} seeds. {told['cells']} rates are there, {len(missing)} cells "
+        f"are missing; {told['none_of_n']} rates are 0 of n and {told['all_of_n']} n of n (kept, with half a count on both "
         "sides); "
         f"{told['unscored_responses']} responses no judge scored, which are in no rate."
     )
@@ -162,7 +163,7 @@ def _tables(spec: ScalingSpec, cells: Sequence[Cell], each: Fitted) -> list[Tabl
                 )  # fmt: skip
         under = [f"with a ceiling of {share:g}" for share in CEILINGS]
         columns = ["target", "size", "foretold, 95 %", "how far", *under, "pooled cells (do not use)"]
-        tables.append(("What the law says of sizes that were not run", columns, rows))
+        tables.append(("What the law says of the targets", columns, rows))
     if each.backtest.held_out:
         rows = [
             [
