@@ -121,6 +121,17 @@ def test_the_held_out_prompts_of_training_are_the_search_splits_whatever_is_aske
     assert not set(test.defense) & set(test.held_out_toxic)
 
 
+def test_the_halves_of_the_search_split_share_no_family_and_leave_training_as_it_is(root):
+    halved = {half: spec_of(root).model_copy(update={"search_half": half}) for half in ("both", "first", "second")}
+    both, first, second = (load_study_data(spec) for spec in halved.values())
+    for field in ("compliance", "defense"):
+        parts = [{prompt.group for prompt in getattr(data, field)} for data in (first, second)]
+        assert parts[0] and parts[1] and not parts[0] & parts[1]
+        assert len(getattr(first, field)) + len(getattr(second, field)) == len(getattr(both, field))
+    assert first.held_out_toxic == both.held_out_toxic and first.toxic == both.toxic
+    assert load_study_data(halved["first"], "test").defense == data_of(root, "test").defense
+
+
 def test_limits_of_the_search_and_the_test_split_are_apart(root):
     choice = {"set": "advbench", "limit": 7, "test_limit": 11}
     assert [len(data_of(root, split, defense=choice).defense) for split in ("search", "test")] == [7, 11]

@@ -74,6 +74,31 @@ def test_the_baseline_is_always_first_and_the_budget_is_kept(tmp_path):
     assert all(trial.state == "complete" and trial.recipe.dcr is not None for trial in searched)
 
 
+FIRST = [{"dcr.layer_depth": 0.3, "dcr.scale": 16.0}, {"dcr.layer_depth": 0.7, "dcr.scale": 64.0}]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsga2"])
+def test_the_first_points_are_tried_first_and_once_also_after_a_kill(tmp_path, sampler):
+    spec = spec_with(search={"sampler": sampler, "first": FIRST})
+    search = Search(StudyJournal(spec, tmp_path))
+    search.finish(search.next().name, simulated(search.next()))
+    # The first point runs when the driver dies, the second one waits.
+    search.close()
+    again = Search(StudyJournal(spec, tmp_path))
+    assert again.remaining() == 6
+    assert run_all(again) == ["t000", "t001", "t002", "t003", "t004", "t005"]
+    params = [trial.params for trial in again.journal.trials() if trial.role == "search"]
+    assert params[:2] == FIRST and FIRST[0] not in params[2:] and FIRST[1] not in params[2:]
+
+
+def test_first_points_outside_the_space_are_named(tmp_path):
+    first = [{"dcr.layer_depth": 0.9, "dcr.margin": 0.1}]
+    with pytest.raises(InputError) as caught:
+        spec_with(search={"first": first, "trials": 0})
+    said = str(caught.value)
+    assert "search.first[0].dcr.layer_depth" in said and "dcr.margin" in said and "search.trials" in said
+
+
 def test_constraints_relative_to_the_baseline_are_told(tmp_path):
     search = Search(StudyJournal(spec_with(search={"trials": 20}), tmp_path))
     run_all(search)

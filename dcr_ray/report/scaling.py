@@ -113,8 +113,8 @@ def _asked(spec: ScalingSpec, cells: Sequence[Cell], missing: Sequence[Missing])
         f"{len(spec.ladder)} base models of {families} famil{'y' if families == 1 else 'ies'} x "
         f"{len(spec.data_axis.sizes)} data sizes ({spec.data_axis.coordinate}: {sizes}) x arms "
         f"{', '.join(spec.all_arms)} x {len(spec.seeds)} seeds. {told['cells']} rates are there, {len(missing)} cells "
-        f"are missing; {told['none_of_n']} rates are 0 of n and {told['all_of_n']} n of n (kept, with half a count on both "
-        "sides); "
+        f"are missing; {told['none_of_n']} rates are 0 of n and {told['all_of_n']} n of n (kept, with half a count on "
+        "both sides); "
         f"{told['unscored_responses']} responses no judge scored, which are in no rate."
     )
 
