@@ -166,6 +166,10 @@ def tell(study) -> None:
 def searched(folder: Path):
     spec = parse_scaling(plain(folder, ladder=LADDER, arms=["stl"], search=SEARCH))
     for rung in spec.ladder:
+        # As preflight leaves them: folders are there before their studies have begun, and reading begins none.
+        for name in (f"lad-{rung.label}-search", *(f"lad-{rung.label}-again-seed{seed}" for seed in spec.seeds)):
+            (folder / "runs" / name).mkdir(parents=True)
+    for rung in spec.ladder:
         for kind in (_fixed, _search, _again):
             for study in kind(spec, rung):
                 tell(study)

@@ -217,6 +217,13 @@ def test_reading_a_study_writes_nothing(tmp_path):
     assert (tmp_path / JOURNAL_FILE).read_bytes() == before
 
 
+def test_reading_a_study_that_has_not_begun_does_not_begin_it(tmp_path):
+    assert read_trials(spec_with(), tmp_path) == [] and not list(tmp_path.iterdir())
+    StudyJournal(spec_with(study="other"), tmp_path)
+    assert read_trials(spec_with(search={"first": FIRST}), tmp_path) == []
+    assert run_all(Search(StudyJournal(spec_with(), tmp_path)))[0] == "stl"
+
+
 def test_another_space_under_the_same_name_is_refused_field_by_field(tmp_path):
     run_all(Search(StudyJournal(spec_with(), tmp_path)))
     other = spec_with(space={"dcr.layer_depth": {"low": 0.2, "high": 0.9}})

@@ -160,7 +160,14 @@ def trial_number(name: str) -> int:
 
 
 def read_trials(spec: StudySpec, study_dir: Path) -> list[Trial]:
-    """All trials of a study, from the journal, by anyone who does not run it."""
+    """All trials of a study, from the journal, by anyone who does not run it; none of one that has not begun.
+
+    Nothing is written: a study that a reader had created would have begun with the reader's points.
+    """
+    if spec.search.storage is None and not (study_dir / JOURNAL_FILE).is_file():
+        return []
+    if spec.study not in optuna.get_all_study_names(open_storage(spec, study_dir)):
+        return []
     return StudyJournal(spec, study_dir).trials()
 
 
