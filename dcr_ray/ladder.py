@@ -194,7 +194,9 @@ def choices(
         key = candidate.model, candidate.data_size
         if key not in prices:
             axis = spec.data_axis.model_copy(update={"sizes": (candidate.data_size,)})
-            one = spec.model_copy(update={"data_axis": axis, "arms": (arm,) if arm != SEARCHED else ("dcr",)})
+            one = spec.model_copy(
+                update={"data_axis": axis, "arms": (arm,) if arm != SEARCHED else (spec.search.method,)}
+            )
             prices[key] = len(spec.seeds) * planned(one.studies(rungs[candidate.model])[0], cluster, facts)["price"]
         return prices[key]
 

@@ -26,9 +26,8 @@ from dcr_ray.ladder import (
 )
 from dcr_ray.ladder_search import Transfer, transfer_of
 from dcr_ray.rates import Rate
-from dcr_ray.report.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from dcr_ray.report.svg_chart import Mark, Series, chart
-from dcr_ray.report.transfer import transfer_charts, transfer_section
+from dcr_ray.report.transfer import COLOURS, Table, transfer_charts, transfer_section
 from dcr_ray.report.wording import escape_markdown
 from dcr_ray.scaling.backtest import Outcome
 from dcr_ray.scaling.cells import Cell, counted
@@ -36,11 +35,7 @@ from dcr_ray.scaling.joint import Joint
 from dcr_ray.scaling.law import naive_interval, predict
 from dcr_ray.scaling.spec import ScalingSpec
 
-COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 FURTHEST = 70e9
-
-Table = tuple[str, list[str], list[list[str]]]
-"""A title, columns and rows."""
 
 
 def write_scaling_report(

@@ -11,6 +11,7 @@ from dcr_ray.scaling.transfer import Optimum
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 
 Table = tuple[str, list[str], list[list[str]]]
+"""A title, columns and rows."""
 
 
 def transfer_section(transfer: Transfer) -> tuple[list[str], list[Table]]:
