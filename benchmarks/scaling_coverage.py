@@ -3,8 +3,9 @@
     python benchmarks/scaling_coverage.py --studies 2000
 
 Studies are simulated: logit-linear in size, with families, luck of each checkpoint (shared by its seeds) and of each
-run, 250 prompts. A hit is when the interval holds the rate that a new checkpoint of that size is measured at. The naive
-interval pools all cells and is that of their mean. The last line is one JSON object.
+run, 250 prompts. A hit is when the interval holds the rate that a new checkpoint of that size is measured at with one
+seed, or pooled over two with the interval for two. The naive interval pools all cells and is that of their mean. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,28 +40,31 @@ def main() -> None:
     rows = []
     for ladder, families in LADDERS.items():
         for name, sizes in DATA_SIZES.items():
-            hits = {target: [0, 0, 0.0, 0.0] for target in TARGETS}
+            hits = {target: [0, 0, 0, 0.0, 0.0] for target in TARGETS}
             for number in range(options.studies):
                 generator = np.random.default_rng([number, len(families), len(sizes)])
                 cells, measured = study(generator, families, sizes)
                 law = fit_law(cells)
                 for target, parameters in TARGETS.items():
                     found = predict(law, "qwen", parameters, max(sizes))
+                    pooled = predict(law, "qwen", parameters, max(sizes), seeds=SEEDS)
                     _, low, high = naive_interval(cells, "qwen", parameters)
-                    seen = measured[target]
+                    seen, mean = measured[target][0], sum(measured[target]) / SEEDS
                     hits[target][0] += found.low <= seen <= found.high
-                    hits[target][1] += low <= seen <= high
-                    hits[target][2] += found.high - found.low
-                    hits[target][3] += abs(found.rate - seen)
-            for target, (inside, naive, width, error) in hits.items():
+                    hits[target][1] += pooled.low <= mean <= pooled.high
+                    hits[target][2] += low <= seen <= high
+                    hits[target][3] += found.high - found.low
+                    hits[target][4] += abs(found.rate - seen)
+            for target, (inside, both, naive, width, error) in hits.items():
                 row = {
                     "ladder": ladder, "data": name, "target": target, "coverage": inside / options.studies,
-                    "naive": naive / options.studies, "mean_width": width / options.studies,
-                    "mean_error": error / options.studies,
+                    "pooled": both / options.studies, "naive": naive / options.studies,
+                    "mean_width": width / options.studies, "mean_error": error / options.studies,
                 }  # fmt: skip
                 rows.append(row)
                 print(
-                    f"{ladder:28s} {name:18s} {target}: coverage {row['coverage']:.3f}, naive {row['naive']:.3f}, "
+                    f"{ladder:28s} {name:18s} {target}: coverage {row['coverage']:.3f}, pooled {row['pooled']:.3f}, "
+                    f"naive {row['naive']:.3f}, "
                     f"mean width {row['mean_width']:.2f}, mean error {row['mean_error']:.3f}",
                     flush=True,
                 )
@@ -69,7 +73,7 @@ def main() -> None:
 
 def study(
     generator: np.random.Generator, families: dict[str, dict[str, float]], data_sizes: tuple[int, ...]
-) -> tuple[list[Cell], dict[str, float]]:
+) -> tuple[list[Cell], dict[str, list[float]]]:
     """The cells of a simulated study, and the rates that Qwen's checkpoints of the target sizes are measured at."""
     level = {family: 1.2 + FAMILY_SD * generator.standard_normal() for family in families}
 
@@ -88,7 +92,7 @@ def study(
         for size, seed, hits in rates(family, parameters, data_sizes, SEEDS)
     ]
     measured = {
-        target: next(rates("qwen", parameters, (max(data_sizes),), 1))[2] / PROMPTS
+        target: [hits / PROMPTS for *_, hits in rates("qwen", parameters, (max(data_sizes),), SEEDS)]
         for target, parameters in TARGETS.items()
     }
     return cells, measured

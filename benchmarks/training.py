@@ -74,11 +74,11 @@ def texts(count: int, words: tuple[int, int], seed: int) -> tuple[str, ...]:
 def difference(run: Callable[[int], dict[str, float]], short: int, long: int) -> dict[str, float]:
     """Figures of the long run less those of the short one, and the most memory that either took.
 
-    A short run before both pays for what is compiled and chosen once in a process. A time that is not above 0 is noise
-    and becomes NaN, which ends as null.
+    A run before both pays for what is compiled and chosen once in a process; on a GPU a long one, since a batch of a
+    shape that was not seen before costs more. A time that is not above 0 is noise and becomes NaN, which ends as null.
     """
     found = []
-    for length in (short, short, long):
+    for length in (long if torch.cuda.is_available() else short, short, long):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

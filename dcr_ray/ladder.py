@@ -17,6 +17,7 @@ from dcr_ray.ladder_search import (
     begun_search,
     by_size,
     parameters_of,
+    search_begun,
     trials_of,
 )
 from dcr_ray.planning.work import DataFacts
@@ -178,7 +179,8 @@ def choices(
 ) -> list[Choice]:
     """Which model and data size to run next: what narrows the forecast of `metric` and `arm` at `target` most for its
     price, the candidates and the ladder's own rungs at every data size. A price is money on a described cluster, for
-    all seeds. Raises InputError where no law can be fitted."""
+    all seeds, and for the search of a recipe at a rung that has none yet. Raises InputError where no law can be
+    fitted."""
     own = [cell for cell in cells if (cell.metric, cell.arm) == (metric, arm)]
     law = fit_law(own, link_of(spec, metric), base_data=float(max(spec.data_axis.sizes)))
     rungs = {rung.label: rung for rung in (*spec.ladder, *spec.candidates)}
@@ -197,7 +199,10 @@ def choices(
             one = spec.model_copy(
                 update={"data_axis": axis, "arms": (arm,) if arm != SEARCHED else (spec.search.method,)}
             )
-            prices[key] = len(spec.seeds) * planned(one.studies(rungs[candidate.model])[0], cluster, facts)["price"]
+            rung = rungs[candidate.model]
+            prices[key] = len(spec.seeds) * planned(one.studies(rung)[0], cluster, facts)["price"]
+            if arm == SEARCHED and not search_begun(spec, rung):
+                prices[key] += planned(spec.search_study(rung), cluster, facts)["price"]
         return prices[key]
 
     data = target.data_size or max(spec.data_axis.sizes)

@@ -124,6 +124,10 @@ def begun_search(spec: ScalingSpec, rung: Rung, smaller: Sequence[Searched]) -> 
     return spec.search_study(rung, points) if points else None
 
 
+def search_begun(spec: ScalingSpec, rung: Rung) -> bool:
+    return bool(_known_points(spec, rung, "search"))
+
+
 def warm_points(spec: ScalingSpec, rung: Rung, smaller: Sequence[Searched]) -> list[dict[str, float]]:
     """Three to six recipes to begin with at a rung, from what smaller ones found. Empty where none found anything."""
     source = _source(rung, smaller)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -460,14 +460,17 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = ""
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     node: Any = model
+    names_are_free = False
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or names_are_free:
+            names_are_free = False
             continue
         field = getattr(node, "model_fields", {}).get(part)
         if field is None:
             return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        candidates = [field.annotation, *get_args(field.annotation)]
         node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        names_are_free = get_origin(field.annotation) is dict
     return list(getattr(node, "model_fields", {}))
 
 

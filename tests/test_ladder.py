@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from transformers import AutoModelForCausalLM
 from dcr_ray import ScalingStudy
 from dcr_ray.cli.main import main
 from dcr_ray.errors import InputError
-from dcr_ray.ladder import fit_ladder, ladder_cells, outcomes
-from dcr_ray.ladder_run import _again, _fixed, _search, comparable_problems, planned_problems
+from dcr_ray.ladder import choices, fit_ladder, ladder_cells, outcomes
+from dcr_ray.ladder_run import _again, _fixed, _search, comparable_problems, planned, planned_problems
 from dcr_ray.ladder_search import again_trials, begun_search, search_results, transfer_of, warm_points
+from dcr_ray.planning.cluster import load_cluster
 from dcr_ray.preflight import study_folder
 from dcr_ray.report.scaling import write_scaling_report
-from dcr_ray.scaling.spec import load_scaling, parse_scaling
+from dcr_ray.scaling.spec import SEARCHED, load_scaling, parse_scaling
 from dcr_ray.search.ask_tell import Search
 from dcr_ray.search.journal import StudyJournal
 from dcr_ray.weights.cut import cut_model
@@ -236,6 +238,9 @@ def test_unequal_searches_and_a_single_family_are_said_before_a_ladder_is_run(tm
     assert "search trials" in said and "only qwen" in said
     few = parse_scaling(plain(tmp_path, {"Qwen/Qwen2.5-0.5B": "qwen", "meta-llama/Llama-3.1-8B": "llama"}))
     assert "2 checkpoints for 3 coefficients" in " ".join(map(str, planned_problems(few)))
+    unknown = SEARCH | {"space": {"dcr.layer_depth": {"uniform": [0.2, 0.5]}}}
+    with pytest.raises(InputError, match="search.space.dcr.layer_depth.uniform: .* allowed: low, high, log"):
+        parse_scaling(plain(tmp_path, search=unknown))
     bad = SEARCH | {"space": {"dcr.layer_depth": {"choices": [0.2, 0.5]}}}
     with pytest.raises(InputError, match="a continuous range"):
         parse_scaling(plain(tmp_path, search=bad))
@@ -258,6 +263,21 @@ def test_the_next_cell_is_priced_on_a_cluster(tmp_path, capsys):
     assert main(["scale", "next", str(file), "--cluster", cluster, "--budget", "0.000001"]) == 0
     assert "No cell" in capsys.readouterr().out
     assert main(["scale", "next", str(file), "--cluster", cluster, "--target", "Qwen2.5-72B"]) == 2
+
+
+def test_a_searched_arm_is_priced_with_the_search_that_a_size_still_needs(tmp_path):
+    spec = searched(tmp_path)
+    cells, _ = ladder_cells(spec)
+    on, rung = load_cluster(SPACES.parent / "clusters" / "aws-h100.yaml"), spec.ladder[0]
+
+    def price() -> float:
+        found = choices(spec, cells, spec.targets[0], "compliance", SEARCHED, on, None)
+        return next(each.price for each in found if each.candidate.model == rung.label)
+
+    begun = price()
+    shutil.rmtree(tmp_path / "runs" / f"lad-{rung.label}-search")
+    search = planned(spec.search_study(rung), on, {})["price"]
+    assert search > 0 and price() == pytest.approx(begun + search)
 
 
 def test_the_report_says_what_was_measured_foretold_and_missing(tmp_path, capsys):

@@ -14,10 +14,11 @@ from dcr_ray.planning.cost import plan_on_cluster
 from dcr_ray.planning.flops import dcr_flops, sft_flops
 from dcr_ray.planning.gpus import GPUS
 from dcr_ray.planning.plan import drawn_recipes, stage_counts
-from dcr_ray.planning.seconds import RATES, Where, hidden_exchange_tokens
+from dcr_ray.planning.seconds import RATES, Where, dcr_seconds, hidden_exchange_tokens
 from dcr_ray.planning.shapes import engines, nothing_fits, trainings
-from dcr_ray.planning.work import DataFacts
-from dcr_ray.recipe import LoraRecipe, Recipe
+from dcr_ray.planning.work import DataFacts, TrainingWork
+from dcr_ray.recipe import ContrastiveRecipe, LoraRecipe, Recipe
+from dcr_ray.shape import Shape
 from dcr_ray.study import parse_study
 
 FIELDS = ("seemingly_toxic", "toxic", "general", "safety", "compliance", "defense", "capability")
@@ -104,6 +105,21 @@ def test_zero_3_hides_its_exchange_from_about_a_thousand_tokens_within_a_node():
     assert inside == pytest.approx(6 * 0.4 * 989e12 / (8 * 0.7 * 450e9))
     # 200 Gb/s a node, 18 times less than NVLink, takes 18 times as many tokens.
     assert hidden_exchange_tokens(Where(four.nodes[0], 4, 32)) == pytest.approx(inside * 450 / 25)
+
+
+def test_a_small_model_on_a_gpu_takes_as_long_as_its_kernels_take_to_be_launched():
+    # Measured on an H200, Qwen2.5-1.5B's shape, bf16, 64 prompts of 58 tokens a step: milliseconds a step.
+    card, recipe = known_card("Qwen/Qwen2.5-1.5B"), ContrastiveRecipe(layer_depth=0.5, batch_size=64)
+    where = Where(cluster(1, gpu="H200-141GB").nodes[0], 1, 1)
+    work, storage = TrainingWork(1000, 64, 58.4, 0), cluster(1).storage
+    found = dcr_seconds(card, recipe, work, Shape(precision="bf16"), where, storage)
+    assert found.compute == pytest.approx(89.0, rel=0.05) and found.optimizer == pytest.approx(15.5, rel=0.05)
+    recomputed = Shape(precision="bf16", activation_checkpointing=True)
+    again = dcr_seconds(card, recipe, work, recomputed, where, storage)
+    assert again.compute == pytest.approx(found.compute * 4 / 3)
+    large = known_card("meta-llama/Llama-3.1-70B")
+    long = dcr_seconds(large, recipe, work, Shape(precision="bf16"), where, storage)
+    assert long.compute > 1.5 * 1000 * 40 * RATES.launch_seconds, "there it is arithmetic that takes the time"
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,9 @@ def test_a_forecast_is_written_once_and_held_against_its_result(tmp_path):
         np.mean([c.rate for c in made if c.model == "q1.4e+10" and c.data_size == 1000])
     )
     assert outcome.error == pytest.approx(100 * (forecast.predictions[0].rate - outcome.observed))
+    assert outcome.seeds == 2 and outcome.covered == (True, True)
+    for written, held in zip(forecast.predictions, outcome.intervals, strict=True):
+        assert held.rate == written.rate and written.low < held.low < held.high < written.high, "two seeds scatter less"
     with pytest.raises(InputError, match="which has been run"):
         make_forecast("x", fit_law(made), made, model="q1.4e+10", family="q", parameters=int(14e9), data_size=1000)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from dcr_ray.train import head_loss
 from dcr_ray.train.head_loss import summed_cross_entropy
 from dcr_ray.train.loading import load_trunk
-from dcr_ray.train.packing import pack, packed_states, shared_prefix
+from dcr_ray.train.packing import pack, packed_attention, packed_states, shared_prefix
 from tests.train_models import tiny_model
 
 CPU = torch.device("cpu")
@@ -63,6 +65,41 @@ def test_each_packed_row_has_the_states_and_gradients_that_it_has_alone(prefix, 
         if p.requires_grad:
             scale = max(p.grad.abs().max().item(), 1e-3)
             torch.testing.assert_close(together[name], p.grad, rtol=1e-3, atol=1e-5 * scale)
+
+
+def attended(prefix: int, lengths: list[int], window: int | None, device: torch.device) -> list[torch.Tensor]:
+    """Packed attention and the gradients of its inputs, 4 heads on 2 of keys, and the same by row and in fp32."""
+    packed = pack(rows(lengths, prefix), prefix, device)
+    tokens, chance = packed.input_ids.numel(), torch.Generator().manual_seed(0)
+    plain = [torch.randn(tokens, heads, 16, generator=chance) for heads in (4, 2, 2)]
+    weights = torch.randn(tokens, 4, 16, generator=chance)
+    inputs = [each.to(device, torch.bfloat16).requires_grad_() for each in plain]
+    heads_first = [each.transpose(0, 1)[None] for each in inputs]
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=True)
+    output = packed_attention(module, *heads_first, None, packed=packed, scaling=0.25, sliding_window=window)[0][0]
+    (output.float() * weights.to(device)).sum().backward()
+    found = [output.detach().float().cpu(), *(each.grad.float().cpu() for each in inputs)]
+
+    query, key, value = (each.bfloat16().float().requires_grad_() for each in plain)
+    expected = []
+    for start, own in [(0, prefix), *sorted(zip(packed.starts, packed.own))]:
+        seen = torch.cat([torch.arange(prefix if start else 0), torch.arange(start, start + own)])
+        keys, values = (each[seen].repeat_interleave(2, 1) for each in (key, value))
+        logits = torch.einsum("qhd,khd->hqk", query[start : start + own], keys) / 4
+        far = torch.arange(len(seen) - own, len(seen))[:, None] - torch.arange(len(seen))[None]
+        hidden = (far < 0) | (far >= (window or len(seen)))
+        expected.append(torch.einsum("hqk,khd->qhd", logits.masked_fill(hidden, -torch.inf).softmax(-1), values))
+    (torch.cat(expected) * weights).sum().backward()
+    return found + [torch.cat(expected).detach(), query.grad, key.grad, value.grad]
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("prefix", [0, 12])
+@pytest.mark.parametrize("window", [None, 10])
+def test_packed_attention_is_that_of_each_row_behind_the_shared_beginning(device, prefix, window):
+    found = attended(prefix, [40, 3, 17, 17, 1, 90, 4], window, torch.device(device))
+    for ours, exact in zip(found[:4], found[4:], strict=True):
+        torch.testing.assert_close(ours, exact, rtol=3e-2, atol=3e-2 * exact.abs().max().item())
 
 
 def test_a_prefix_is_shared_only_where_it_pays_and_leaves_every_row_a_token():

@@ -196,8 +196,8 @@ def test_merged_adapters_give_the_logits_of_the_model_with_adapters(zero_stage, 
 
     def look(engine, model, *rest):
         with torch.no_grad():
-            states = packed_states(model.eval().base_model, pack(ids.tolist(), 0, ids.device))
-            logits["adapters"] = model.get_output_embeddings()(states)[None]
+            states = packed_states(model.eval().base_model, pack(ids.tolist(), 0, model.device))
+            logits["adapters"] = model.get_output_embeddings()(states)[None].cpu()
         return export(engine, model, *rest)
 
     monkeypatch.setattr(sft, "Export", look)

@@ -21,10 +21,16 @@ from dcr_ray.shape import Shape
 @dataclass(frozen=True)
 class Rates:
     """Assumptions. Shares are of a data sheet's figure; a rank reaches half of `training_share` at `half_rate_tokens`
-    tokens a micro-step."""
+    tokens a micro-step. Pairs are on a CPU and on GPUs.
+
+    `launch_seconds` is what a layer's kernels take to be launched, forwards and backwards, on a GPU, below which no
+    micro-step gets however little there is to compute. It and the optimizer's bytes a parameter on GPUs were measured
+    on an H200 (1.5B, 64 prompts of unequal length, one rank), and the start-up seconds on a CPU."""
 
     training_share: float = 0.40
     half_rate_tokens: float = 256.0
+    launch_seconds: float = 6.4e-3
+    optimizer_bytes: tuple[float, float] = (30.0, 68.0)
     prefill_share: float = 0.40
     decode_bandwidth_share: float = 0.60
     link_share: float = 0.70
@@ -39,7 +45,6 @@ class Rates:
 
 
 RATES = Rates()
-"""Start-up seconds are those on a CPU (measured) and on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,16 @@ def dcr_seconds(
     again = 4 / 3 if shape.micro_batch_size and shape.micro_batch_size * shape.ranks < work.batch else 1.0
     trained = (layer - frozen) * card.layer_parameters
     return _training(
-        flops.hardware * again, card.trunk_parameters(layer), trained, 4 * trained, work, shape, where, storage, rates
+        flops.hardware * again,
+        layer * again,
+        card.trunk_parameters(layer),
+        trained,
+        4 * trained,
+        work,
+        shape,
+        where,
+        storage,
+        rates,
     )
 
 
@@ -148,7 +162,7 @@ def sft_seconds(
     )
     trained = lora_parameters(card, recipe.lora) if recipe.lora else card.parameters
     written = _item(shape, where) * card.parameters
-    return _training(flops.hardware, card.parameters, trained, written, work, shape, where, storage, rates)
+    return _training(flops.hardware, card.layers, card.parameters, trained, written, work, shape, where, storage, rates)
 
 
 def generation_seconds(
@@ -203,6 +217,7 @@ def diagnose_seconds(
 
 def _training(
     flops: float,
+    layers: float,
     parameters: int,
     trained: int,
     written_bytes: float,
@@ -220,6 +235,9 @@ def _training(
     tokens = micro * work.length
     share = rates.training_share * (tokens / (tokens + rates.half_rate_tokens) if where.on_gpu else 1.0)
     compute = flops * rows / work.batch / (where.flops_per_second(rates) * share)
+    if where.on_gpu:
+        recomputed = 4 / 3 if shape.activation_checkpointing else 1.0
+        compute = max(compute, micro_steps * layers * recomputed * rates.launch_seconds)
     link = where.bytes_per_second(rates)
     if ranks == 1:
         exchange = 0.0
@@ -234,7 +252,8 @@ def _training(
         )
     else:
         divided = ranks if shape.zero_stage else 1
-        optimizer = work.steps * 30 * trained / divided / where.memory_bytes_per_second(rates)
+        moved = rates.optimizer_bytes[where.on_gpu] * trained / divided
+        optimizer = work.steps * moved / where.memory_bytes_per_second(rates)
     if shape.offload_parameters and where.on_gpu:
         exchange += micro_steps * 2 * item * parameters / ranks / rates.host_link_bytes_per_second
     # Divided parameters are read from disk by every node; whole ones are copied from where the process keeps them.

@@ -206,19 +206,23 @@ def _forecast_words(outcomes: Sequence[Outcome]) -> list[str]:
     if not outcomes:
         return ["No forecast has met its result yet. `dcr-ray scale forecast SPEC` writes them before a target is run."]
     covered = sum(outcome.covered[-1] for outcome in outcomes)
-    return [f"{covered} of {len(outcomes)} results lie in the 95 % interval that was written before them."]
+    return [f"{covered} of {len(outcomes)} results lie in the 95 % interval of the law that was written before them."]
 
 
 def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
     rows = [
         [
             f"{o.forecast.law.metric}, {o.forecast.law.arm}", o.forecast.model, o.forecast.written[:16],
-            _interval(o.forecast.predictions[-1].rate, o.forecast.predictions[-1].low, o.forecast.predictions[-1].high),
+            _interval(o.intervals[-1].rate, o.intervals[-1].low, o.intervals[-1].high), str(o.seeds),
             f"{o.observed:.2f}", f"{o.error:+.1f}", "yes" if o.covered[-1] else "no",
         ]
         for o in outcomes
     ]  # fmt: skip
-    return "Forecasts", ["figure", "target", "written", "foretold, 95 %", "observed", "error, points", "covered"], rows
+    return (
+        "Forecasts",
+        ["figure", "target", "written", "foretold, 95 %", "seeds", "observed", "error, points", "covered"],
+        rows,
+    )
 
 
 def _cost_table(costs: Sequence[dict[str, Any]]) -> Table:

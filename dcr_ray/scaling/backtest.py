@@ -15,7 +15,7 @@ import numpy as np
 from dcr_ray.errors import InputError
 from dcr_ray.scaling.cells import Cell, Link
 from dcr_ray.scaling.forecast import Forecast
-from dcr_ray.scaling.law import fit_law, predict
+from dcr_ray.scaling.law import Prediction, fit_law, predict
 
 UNTELLING = 0.6
 """Width of an interval from which on it is no evidence that a rate lies in it."""
@@ -114,12 +114,14 @@ def backtest(cells: Sequence[Cell], link: Link = Link(), *, holds: int = 3, leve
         if not of_family:
             refused.append(f"{model} is the smallest of its family")
             continue
+        held = [cell for cell in own if cell.data_size == largest]
         try:
-            prediction = predict(fit_law(smaller, link, base_data=largest), family, parameters, largest, level)
+            law = fit_law(smaller, link, base_data=largest)
+            prediction = predict(law, family, parameters, largest, level, len(held))
         except InputError as error:
             refused.append(f"{model}: {error.problems[0].found}")
             continue
-        observed = _pooled([cell for cell in own if cell.data_size == largest])
+        observed = _pooled(held)
         before = max(cell.parameters for cell in of_family)
         miss = max(prediction.low - observed, observed - prediction.high, 0.0)
         found.append(
@@ -142,12 +144,18 @@ def backtest(cells: Sequence[Cell], link: Link = Link(), *, holds: int = 3, leve
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a forecast: the error in points, and whether each of its intervals held."""
+    """What became of a forecast: the error in points, and the intervals of the law in its file for as many seeds as
+    were run; those in the file are for one."""
 
     forecast: Forecast
     observed: float
     error: float
-    covered: tuple[bool, ...]
+    seeds: int
+    intervals: tuple[Prediction, ...]
+
+    @property
+    def covered(self) -> tuple[bool, ...]:
+        return tuple(each.low <= self.observed <= each.high for each in self.intervals)
 
 
 def outcome_of(forecast: Forecast, cells: Sequence[Cell]) -> Outcome | None:
@@ -162,8 +170,9 @@ def outcome_of(forecast: Forecast, cells: Sequence[Cell]) -> Outcome | None:
     if not own:
         return None
     observed = _pooled(own)
-    covered = tuple(each.low <= observed <= each.high for each in forecast.predictions)
-    return Outcome(forecast, observed, 100 * (forecast.predictions[0].rate - observed), covered)
+    place = forecast.family, forecast.parameters, forecast.data_size
+    intervals = tuple(predict(forecast.law, *place, each.level, len(own)) for each in forecast.predictions)
+    return Outcome(forecast, observed, 100 * (forecast.predictions[0].rate - observed), len(own), intervals)
 
 
 def _pooled(cells: Sequence[Cell]) -> float:

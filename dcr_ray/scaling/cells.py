@@ -34,7 +34,6 @@ class Cell:
     hits: int
     n: int
     unscored: int = 0
-    gpu_hours: float | None = None
     params: Mapping[str, float | int | str] = field(default_factory=dict)
 
     @property

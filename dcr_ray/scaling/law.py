@@ -75,7 +75,7 @@ class Law:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The rate that a new checkpoint's cell of one seed would be measured at: median and interval of `level`.
+    """The rate that a new checkpoint's cells would be measured at: median and interval of `level`.
 
     `decades` is how far the size lies beyond the largest one that was fitted, in powers of ten.
     """
@@ -152,9 +152,10 @@ def fit_law(cells: Sequence[Cell], link: Link = Link(), *, base_data: float | No
 
 
 def predict(
-    law: Law, family: str, parameters: float, data_size: float | None = None, level: float = 0.95
+    law: Law, family: str, parameters: float, data_size: float | None = None, level: float = 0.95, seeds: int = 1
 ) -> Prediction:
-    """The rate at a size, for a new checkpoint and one seed; of a family that was not fitted too, with its spread.
+    """The rate at a size, for a new checkpoint and its cells of `seeds` seeds pooled; of a family that was not fitted
+    too, with its spread.
 
     Raises InputError where the law has fewer than FEWEST_DOF degrees of freedom, or the family is new and only one
     family is known.
@@ -172,9 +173,9 @@ def predict(
     data_row = np.array([{"data": d, "size x data": d * x}[name] for name in law.terms])
     eta = float(row @ law.coefficients) + (float(data_row @ law.data) if len(data_row) else 0.0)
     # The new checkpoint's own luck is what lies between checkpoints without the averaged noise of their cells; the
-    # noise of its one cell comes on top.
+    # noise of its own cells comes on top.
     luck = max(law.between - law.intercept_noise * law.within, 0.0)
-    parts = [law.between * float(row @ np.array(law.covariance) @ row) + luck, law.within]
+    parts = [law.between * float(row @ np.array(law.covariance) @ row) + luck, law.within / seeds]
     dofs = [float(law.dof), float(max(law.within_dof, 1))]
     if len(data_row):
         parts[1] += float(data_row @ np.array(law.data_covariance) @ data_row)
