@@ -199,10 +199,16 @@ def transfer_of(spec: ScalingSpec) -> Transfer | None:
     agreements = []
     for small, large in combinations(found, 2):
         both = [(a, b) for a, b in zip(small.shared, large.shared, strict=False) if a is not None and b is not None]
-        if len(both) >= 3:
-            agreements.append((small.rung, large.rung, rank_agreement(*map(list, zip(*both, strict=True)))))
-        else:
+        if len(both) < 3:
             notes.append(f"{small.rung} and {large.rung}: {len(both)} recipes ran at both, too few to compare ranks")
+            continue
+        figures = list(zip(*both, strict=True))
+        alike = [each.rung for each, own in zip((small, large), figures, strict=True) if len(set(own)) == 1]
+        if alike:
+            ran = f"{small.rung} and {large.rung}: all {len(both)} recipes that ran at both measured alike at"
+            notes.append(f"{ran} {' and '.join(alike)}, so there is no order to compare")
+        else:
+            agreements.append((small.rung, large.rung, rank_agreement(*figures)))
     regrets = []
     for rung in by_size(spec):
         if rung.search != "none":

@@ -151,21 +151,21 @@ LADDER = [
 ]  # fmt: skip
 
 
-def tell(study) -> None:
-    """Every trial of a study from a formula: best at a depth of 0.5 and a learning rate of 1e-4."""
+def tell(study, flat: bool = False) -> None:
+    """Every trial of a study from a formula: best at a depth of 0.5 and a learning rate of 1e-4, or alike if `flat`."""
     folder = study_folder(study)
     folder.mkdir(parents=True, exist_ok=True)
     search = Search(StudyJournal(study, folder))
     while (ask := search.next()) is not None:
         depth = ask.recipe.dcr.layer_depth if ask.recipe.dcr else 0.2
         rate = np.log10(ask.recipe.sft.learning_rate)
-        share = 1 / (1 + np.exp(-(2 - 8 * (depth - 0.5) ** 2 - (rate + 4) ** 2)))
+        share = 0.9 if flat else 1 / (1 + np.exp(-(2 - 8 * (depth - 0.5) ** 2 - (rate + 4) ** 2)))
         metrics = {"compliance": round(share * 400) / 400, "compliance/n": 400, "defense": 0.5, "defense/n": 200}
         search.finish(ask.name, {"metrics": metrics, "stages": [], "seconds": {}, "failure": None})
     search.close()
 
 
-def searched(folder: Path):
+def searched(folder: Path, flat: str = ""):
     spec = parse_scaling(plain(folder, ladder=LADDER, arms=["stl"], search=SEARCH))
     for rung in spec.ladder:
         # As preflight leaves them: folders are there before their studies have begun, and reading begins none.
@@ -174,8 +174,15 @@ def searched(folder: Path):
     for rung in spec.ladder:
         for kind in (_fixed, _search, _again):
             for study in kind(spec, rung):
-                tell(study)
+                tell(study, rung.label == flat)
     return spec
+
+
+def test_a_size_at_which_all_recipes_measure_alike_has_no_order_to_compare(tmp_path):
+    found = transfer_of(searched(tmp_path, flat="Qwen2.5-1.5B"))
+    assert [(small, large) for small, large, _ in found.agreements] == [("Qwen2.5-0.5B", "Qwen2.5-3B")]
+    alike = [note for note in found.notes if "measured alike at Qwen2.5-1.5B, so there is no order" in note]
+    assert len(alike) == 2
 
 
 def test_recipes_are_searched_alike_at_every_size_and_measured_anew_on_other_prompts(tmp_path):
@@ -321,7 +328,7 @@ def test_what_is_wrong_with_a_ladder_is_said_at_once(tmp_path):
         parse_scaling(plain(tmp_path, data_axis={"sizes": [8, 4]}))
 
 
-@pytest.mark.parametrize("name", ["ladder_local", "ladder_qwen2.5", "ladder_llama3"])
+@pytest.mark.parametrize("name", ["ladder_local", "ladder_searched", "ladder_qwen2.5", "ladder_llama3"])
 def test_a_shipped_ladder_is_read_and_priced(name, tmp_path, capsys, monkeypatch):
     write_sets(tmp_path / "data")
     (tmp_path / "models").mkdir()
@@ -337,7 +344,8 @@ def test_a_shipped_ladder_is_read_and_priced(name, tmp_path, capsys, monkeypatch
     capsys.readouterr()
     assert main([*line, "--cluster", cluster]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 2 * len(load_scaling(SPACES / f"{name}.yaml").ladder)
+    spec = load_scaling(SPACES / f"{name}.yaml")
+    assert len(rows) == len(spec.ladder) * (3 if spec.search else 2), "studies a size"
     assert all(row["price"] > 0 and row["problems"] == [] for row in rows)
 
 

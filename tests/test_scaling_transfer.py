@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from dcr_ray.errors import InputError
 from dcr_ray.scaling.backtest import Backtest, backtest, outcome_of
@@ -90,6 +91,11 @@ def test_ranks_agree_where_sizes_order_recipes_alike():
     assert against.tau == pytest.approx(-1) and against.pairs_agreeing == 0
     mixed = rank_agreement(small, np.array([1.0, 0, 3, 2, 5, 4, 7, 6]))
     assert 0.7 < mixed.pairs_agreeing < 1 and mixed.low < mixed.tau < 1
+    ties = [1.0, 2, 2], [1.0, 1, 2]
+    few = rank_agreement(*ties)
+    assert few.tau == pytest.approx(kendalltau(*ties).statistic) and (few.low, few.high) == (-1, 1)
+    with pytest.raises(ValueError, match="measure alike"):
+        rank_agreement([1.0, 1, 1], [1.0, 2, 3])
 
 
 def test_warm_starts_are_few_distinct_and_within_their_ranges():

@@ -20,7 +20,9 @@ def transfer_section(transfer: Transfer) -> tuple[list[str], list[Table]]:
         "Recipes were searched at each size by one half of the prompts. Regret is what carrying a setting over gives "
         "away at the larger size, in points of rate on the other half, seeds averaged and paired by prompt: the size's "
         "own winner less the carried one, both trained anew. The winner of the largest smaller size is carried "
-        "unchanged, or moved by the drifts that can be told from none; the default is what the ladder starts from."
+        "unchanged, or moved by the drifts that can be told from none; the default is what the ladder starts from. "
+        "In the drawings hollow marks are recipes that were tried, filled ones the fitted optimum with two standard "
+        "errors."
     ]
     words += [f"Note: {note}." for note in transfer.notes]
     edge = [each for each in transfer.optima if each.on_edge]
@@ -32,13 +34,14 @@ def transfer_section(transfer: Transfer) -> tuple[list[str], list[Table]]:
     winners = [
         [each.rung, str(len(each.tried)), *(_value(each, name) for name in coordinates)] for each in transfer.searched
     ]
+    rungs = {each.parameters: each.rung for each in transfer.searched}
     tables: list[Table] = [("Winners of the searches", ["size", "trials", *coordinates], winners)]
     tables.append(
         (
             "Optimum of the fitted surface (logarithms to base 10 where the range is logarithmic)",
             ["coordinate", "size", "optimum", "standard error", "on the edge"],
             [
-                [o.coordinate, f"{o.parameters:.3g}", f"{o.value:.3f}", f"{o.error:.3f}", "yes" if o.on_edge else "no"]
+                [o.coordinate, rungs[o.parameters], f"{o.value:.3f}", f"{o.error:.3f}", "yes" if o.on_edge else "no"]
                 for o in transfer.optima
             ],
         )

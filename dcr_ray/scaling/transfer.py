@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from math import log10, sqrt
 
 import numpy as np
-from scipy.stats import kendalltau, t
+from scipy.stats import t
 
 from dcr_ray.scaling.cells import Array
 
 EDGE = 0.05
 """Share of a range at its ends within which an optimum counts as being on the edge."""
+
+
+FEWEST_RANKED = 5
+"""Of fewer recipes there are too few different draws for an interval of their agreement."""
 
 
 @dataclass(frozen=True)
@@ -164,26 +168,32 @@ class Agreement:
 def rank_agreement(
     small: Sequence[float], large: Sequence[float], *, resamples: int = 1000, seed: int = 0
 ) -> Agreement:
-    """How alike two sizes rank the same recipes. The interval of tau is a bootstrap's over recipes.
+    """How alike two sizes rank the same recipes. Tau is Kendall's tau-b; its interval is a bootstrap's over recipes, of
+    the draws in which both sizes tell any two recipes apart, and all of [-1, 1] below FEWEST_RANKED recipes.
 
-    Raises ValueError for unequal numbers or fewer than three recipes.
+    Raises ValueError for unequal numbers, fewer than three recipes, or a size at which all recipes measure alike.
     """
     if len(small) != len(large) or len(small) < 3:
         raise ValueError(f"{len(small)} and {len(large)} recipes: three or more, at both sizes, are needed")
-    x, y = np.asarray(small, dtype=float), np.asarray(large, dtype=float)
-    order = np.sign(x[:, None] - x[None, :]) * np.sign(y[:, None] - y[None, :])
-    above = np.triu_indices(len(x), 1)
-    counted = order[above][order[above] != 0]
+    x, y = (np.sign(np.subtract.outer(each, each)) for each in (np.asarray(small, float), np.asarray(large, float)))
+    if not x.any() or not y.any():
+        raise ValueError("all recipes measure alike at one of the sizes, so they have no order there")
+    order = x * y
+    counted = order[order != 0]
     generator = np.random.default_rng(seed)
-    drawn = []
-    while len(drawn) < resamples:
-        chosen = generator.integers(len(x), size=len(x))
-        tau = kendalltau(x[chosen], y[chosen]).statistic
-        if np.isfinite(tau):
-            drawn.append(tau)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    taus = []
+    for _ in range(resamples):
+        chosen = np.ix_(*2 * [generator.integers(len(x), size=len(x))])
+        taus.append(_tau(x[chosen], y[chosen]))
+    low, high = np.nanquantile(taus, [0.025, 0.975]) if len(x) >= FEWEST_RANKED else (-1.0, 1.0)
     agreeing = float((counted > 0).mean()) if len(counted) else 0.5
-    return Agreement(len(x), agreeing, float(kendalltau(x, y).statistic), float(low), float(high))
+    return Agreement(len(x), agreeing, _tau(x, y), float(low), float(high))
+
+
+def _tau(x: Array, y: Array) -> float:
+    """Kendall's tau-b from the signs of all differences, [recipes, recipes] each; NaN where a size tells none apart."""
+    pairs = float((x**2).sum() * (y**2).sum())
+    return float((x * y).sum()) / sqrt(pairs) if pairs else float("nan")
 
 
 def warm_starts(
