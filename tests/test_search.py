@@ -311,7 +311,8 @@ def test_a_trial_costs_the_same_however_many_went_before(tmp_path):
     # The quickest window of a quarter: collections of garbage and other threads of this process only add to the rest.
     first, last = min(windows[:10]), min(windows[-10:])
     assert tally.ended >= trials - 20
-    assert last < 1.5 * first, f"seconds of {window} trials, the last against the first"
+    # Were a trial's cost to grow with their number, it would be eight times as much; a busy machine's noise is half.
+    assert last < 2 * first, f"seconds of {window} trials, the last against the first"
     assert last / window < 0.02
 
 
