@@ -16,8 +16,8 @@ from dcr_ray.ladder_search import (
     again_trials,
     begun_search,
     by_size,
+    has_begun_search,
     parameters_of,
-    search_begun,
     trials_of,
 )
 from dcr_ray.planning.work import DataFacts
@@ -201,7 +201,7 @@ def choices(
             )
             rung = rungs[candidate.model]
             prices[key] = len(spec.seeds) * planned(one.studies(rung)[0], cluster, facts)["price"]
-            if arm == SEARCHED and not search_begun(spec, rung):
+            if arm == SEARCHED and not has_begun_search(spec, rung):
                 prices[key] += planned(spec.search_study(rung), cluster, facts)["price"]
         return prices[key]
 

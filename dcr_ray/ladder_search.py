@@ -124,7 +124,7 @@ def begun_search(spec: ScalingSpec, rung: Rung, smaller: Sequence[Searched]) -> 
     return spec.search_study(rung, points) if points else None
 
 
-def search_begun(spec: ScalingSpec, rung: Rung) -> bool:
+def has_begun_search(spec: ScalingSpec, rung: Rung) -> bool:
     return bool(_known_points(spec, rung, "search"))
 
 

@@ -49,7 +49,7 @@ def study(folder: Path, **sections):
                 "capability": "builtin-instructions",
             },
         },
-        "recipe": {"dcr": {"batch_size": 24, "epochs": 20}, "sft": {"epochs": 20, "lora": {"rank": 8}}},
+        "recipe": {"dcr": {"batch_size": 24, "epochs": 7}, "sft": {"epochs": 7, "lora": {"rank": 8}}},
         "space": {
             "dcr.layer_depth": {"low": 0.3, "high": 0.8},
             "dcr.strength": {"low": 1e-4, "high": 2e-3, "log": True},
@@ -95,7 +95,7 @@ def test_every_trial_ends_once_and_every_stage_runs_once(tmp_path):
 
 def test_nothing_is_lost_on_nodes_that_come_and_go(tmp_path):
     steady = simulate(study(tmp_path / "steady"), cluster())
-    shaky = simulate(study(tmp_path / "shaky"), cluster(), Faults(preemptions=15, failures=2, boot_seconds=60))
+    shaky = simulate(study(tmp_path / "shaky"), cluster(), Faults(preemptions=20, failures=4, boot_seconds=60))
     tally = shaky.tally
     assert shaky.complete and tally.preemptions > 3 and tally.interrupted > 3
     assert Counter(trial.state for trial in shaky.trials)["complete"] >= 60

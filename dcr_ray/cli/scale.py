@@ -96,8 +96,7 @@ def fit(options: Namespace) -> int:
         )
     if carried is not None:
         print("\nTransfer between sizes")
-        for policy in carried.regrets:
-            rung, each = policy
+        for rung, each in carried.regrets:
             print(f"  {rung}, {each.policy}: {each.points:+.1f} points of regret [{each.low:+.1f}, {each.high:+.1f}]")
         for note in carried.notes:
             print(f"  {note}")

@@ -34,14 +34,20 @@ def transfer_section(transfer: Transfer) -> tuple[list[str], list[Table]]:
     winners = [
         [each.rung, str(len(each.tried)), *(_value(each, name) for name in coordinates)] for each in transfer.searched
     ]
-    rungs = {each.parameters: each.rung for each in transfer.searched}
+    rungs = {(each.family, each.parameters): each.rung for each in transfer.searched}
     tables: list[Table] = [("Winners of the searches", ["size", "trials", *coordinates], winners)]
     tables.append(
         (
             "Optimum of the fitted surface (logarithms to base 10 where the range is logarithmic)",
             ["coordinate", "size", "optimum", "standard error", "on the edge"],
             [
-                [o.coordinate, rungs[o.parameters], f"{o.value:.3f}", f"{o.error:.3f}", "yes" if o.on_edge else "no"]
+                [
+                    o.coordinate,
+                    rungs[o.family, o.parameters],
+                    f"{o.value:.3f}",
+                    f"{o.error:.3f}",
+                    "yes" if o.on_edge else "no",
+                ]
                 for o in transfer.optima
             ],
         )

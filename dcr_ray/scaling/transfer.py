@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import log10, sqrt
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import kendalltau, t
 
 from dcr_ray.scaling.cells import Array
 
@@ -175,25 +175,20 @@ def rank_agreement(
     """
     if len(small) != len(large) or len(small) < 3:
         raise ValueError(f"{len(small)} and {len(large)} recipes: three or more, at both sizes, are needed")
-    x, y = (np.sign(np.subtract.outer(each, each)) for each in (np.asarray(small, float), np.asarray(large, float)))
-    if not x.any() or not y.any():
+    x, y = np.asarray(small, dtype=float), np.asarray(large, dtype=float)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("all recipes measure alike at one of the sizes, so they have no order there")
-    order = x * y
+    order = np.sign(np.subtract.outer(x, x)) * np.sign(np.subtract.outer(y, y))
     counted = order[order != 0]
     generator = np.random.default_rng(seed)
     taus = []
-    for _ in range(resamples):
-        chosen = np.ix_(*2 * [generator.integers(len(x), size=len(x))])
-        taus.append(_tau(x[chosen], y[chosen]))
-    low, high = np.nanquantile(taus, [0.025, 0.975]) if len(x) >= FEWEST_RANKED else (-1.0, 1.0)
+    for _ in range(resamples if len(x) >= FEWEST_RANKED else 0):
+        chosen = generator.integers(len(x), size=len(x))
+        # NaN where a draw has no two recipes apart.
+        taus.append(kendalltau(x[chosen], y[chosen]).statistic)
+    low, high = np.nanquantile(taus, [0.025, 0.975]) if taus else (-1.0, 1.0)
     agreeing = float((counted > 0).mean()) if len(counted) else 0.5
-    return Agreement(len(x), agreeing, _tau(x, y), float(low), float(high))
-
-
-def _tau(x: Array, y: Array) -> float:
-    """Kendall's tau-b from the signs of all differences, [recipes, recipes] each; NaN where a size tells none apart."""
-    pairs = float((x**2).sum() * (y**2).sum())
-    return float((x * y).sum()) / sqrt(pairs) if pairs else float("nan")
+    return Agreement(len(x), agreeing, float(kendalltau(x, y).statistic), float(low), float(high))
 
 
 def warm_starts(
